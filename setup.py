@@ -106,7 +106,9 @@ def run_cmake(build_dir: Path, stage: Path) -> None:
     """Build the package with CMake and install it into ``stage``. Exits with one line when a tool is missing."""
     generators = find_spec("rosidl_adapter")
     if generators is None or generators.origin is None:
-        sys.exit("error: the ROS message generators are missing; install pyproject.toml's [build-system] requires")
+        sys.exit(
+            "error: the ROS message generators are missing; install pyproject.toml's [build-system] requires"
+        )
     # site-packages lies three levels below the prefix: lib/pythonX.Y/site-packages/rosidl_adapter/__init__.py
     prefix = str(Path(generators.origin).parents[4])
     scripts = sysconfig.get_path("scripts")
