@@ -47,7 +47,7 @@ def deformable_attention(
 
 
 class DeformableHeads(nn.Module):
-    """The learned part of deformable attention: the values, where each query looks, and how much that counts."""
+    """The learned part of deformable attention: the values, where a query looks, how much that counts."""
 
     def __init__(self, channels: int, heads: int, points: int, dims: int = 2, levels: int = 1) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def _sample(maps: Tensor, places: Tensor) -> Tensor:
 
 
 def _slices(count: int, bytes_each: int, slice_bytes: int) -> Iterator[slice]:
-    """Consecutive slices of ``range(count)`` whose intermediate tensors (``bytes_each`` an item) fit the bound."""
+    """Slices of ``range(count)`` whose intermediate tensors, ``bytes_each`` an item, stay within the bound."""
     # The sampled values and their product with the weights exist at the same time.
     step = max(1, slice_bytes // (2 * max(bytes_each, 1)))
     for start in range(0, count, step):
