@@ -1,0 +1,127 @@
+"""Lifting: image features into voxels, each pixel along its ray with the weight of each depth (spec 3.4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points, pixel_grid
+
+
+class Contributions(NamedTuple):
+    """Which pixel adds how much to which voxel, for all that lies inside the grid."""
+
+    pixel: Tensor
+    """(K,) row of the context table."""
+    voxel: Tensor
+    """(K,) flat voxel index, z slowest, then y, then x."""
+    weight: Tensor
+    """(K,)."""
+
+
+class VoxelPlacement(nn.Module):
+    """The grid's constants as the published checkpoints carry them: cell size, centre of the first cell, shape."""
+
+    dx: Tensor
+    bx: Tensor
+    nx: Tensor
+
+    def __init__(self, grid: VoxelGrid) -> None:
+        super().__init__()
+        cell = torch.tensor(grid.cell_size)
+        self.register_buffer("dx", cell)
+        self.register_buffer("bx", torch.tensor(grid.minimum) + cell / 2)
+        self.register_buffer("nx", torch.tensor(grid.shape, dtype=torch.float32))
+
+
+def lift(
+    context: Tensor,
+    weights: Tensor,
+    depths: Tensor,
+    rig: CameraRig,
+    grid: VoxelGrid,
+    image_size: tuple[int, int],
+    trilinear: bool,
+) -> Tensor:
+    """Voxel features (B, C, Y, X, Z) from context (B, N, C, h, w) and depth weights (B, N, D, h, w).
+
+    ``trilinear`` spreads each point over its eight neighbours; otherwise it goes whole into one voxel.
+    """
+    batch, cameras, channels, h, w = context.shape
+    pixels = pixel_grid((h, w), image_size, context.device).expand(batch, cameras, len(depths), h, w, 2)
+    points = grid_points(pixels, depths[:, None, None].expand(pixels.shape[:-1]), rig)
+    return splat(context, points, weights, grid, trilinear)
+
+
+def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, trilinear: bool) -> Tensor:
+    """Voxel features (B, C, Y, X, Z): the sum over points (B, N, P, h, w, 3) of weight (B, N, P, h, w) times context.
+
+    The P points of a pixel share its context (B, N, C, h, w).
+    """
+    batch, cameras, channels, h, w = context.shape
+    x, y, z = grid.shape
+    minimum, cell = points.new_tensor(grid.minimum), points.new_tensor(grid.cell_size)
+    place = trilinear_contributions if trilinear else nearest_contributions
+    table = context.permute(0, 1, 3, 4, 2).reshape(batch, cameras * h * w, channels)
+    row = torch.arange(cameras * h * w, device=context.device).view(cameras, 1, h, w)
+    volumes = []
+    for b in range(batch):
+        coordinates = ((points[b] - minimum) / cell).view(-1, 3)
+        rows = row.expand(points.shape[1:-1]).reshape(-1)
+        contributions = place(coordinates, rows, weights[b].reshape(-1), grid.shape)
+        volumes.append(gather_sum(table[b], contributions, x * y * z))
+    volume = torch.stack(volumes).view(batch, z, y, x, channels)
+    return volume.permute(0, 4, 2, 3, 1).contiguous()
+
+
+def nearest_contributions(
+    coordinates: Tensor, rows: Tensor, weights: Tensor, shape: tuple[int, int, int]
+) -> Contributions:
+    """Each point whole into one voxel. ``coordinates`` (K, 3) in cells from the grid's minimum corner."""
+    # Oddity (spec 12.7): truncation, not floor, so points up to one cell below the lower bound are kept.
+    cells = coordinates.long()
+    inside = _inside(cells, shape)
+    return Contributions(rows[inside], _flat(cells[inside], shape), weights[inside])
+
+
+def trilinear_contributions(
+    coordinates: Tensor, rows: Tensor, weights: Tensor, shape: tuple[int, int, int]
+) -> Contributions:
+    """Each point over the eight cells around it. ``coordinates`` (K, 3) in cells from the grid's minimum corner."""
+    # Oddity (spec 12.7): a voxel's index stands for its lower corner, so everything shifts by half a cell.
+    floor = coordinates.floor()
+    fraction = coordinates - floor
+    low = floor.long()
+    parts: list[Contributions] = []
+    for corner in range(8):
+        step = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], device=low.device)
+        cells = low + step
+        inside = _inside(cells, shape)
+        share = torch.where(step.bool(), fraction, 1 - fraction)[inside].prod(dim=-1)
+        parts.append(Contributions(rows[inside], _flat(cells[inside], shape), share * weights[inside]))
+    return Contributions(*(torch.cat(columns) for columns in zip(*parts)))
+
+
+def gather_sum(table: Tensor, contributions: Contributions, voxels: int) -> Tensor:
+    """(voxels, C): for every voxel the weighted sum of its pixels' rows of ``table`` (pixels, C)."""
+    voxel, order = contributions.voxel.sort()
+    counts = torch.bincount(voxel, minlength=voxels)
+    offsets = counts.cumsum(0) - counts
+    return nn.functional.embedding_bag(
+        contributions.pixel[order],
+        table,
+        offsets,
+        mode="sum",
+        per_sample_weights=contributions.weight[order],
+    )
+
+
+def _inside(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return ((cells >= 0) & (cells < cells.new_tensor(shape))).all(dim=-1)
+
+
+def _flat(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return (cells[:, 2] * shape[1] + cells[:, 1]) * shape[0] + cells[:, 0]

@@ -1,0 +1,101 @@
+"""The scene cue (spec 4.4): a linear layer that is trained on every frame, while the sequence runs.
+
+A small reconstruction problem is set up from the voxel features; one step of gradient descent on it changes the
+layer's weights, and the change is carried on. The gradient is written out; it needs no autograd to run, and lets
+training differentiate through the step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-6
+"""Of this module's layer norms."""
+
+
+class SceneState(NamedTuple):
+    """What has been learned from the sequence so far."""
+
+    weight: Tensor
+    """(B, C, C) sum of the steps of the weights."""
+    bias: Tensor
+    """(B, C, 1) sum of the steps of the bias."""
+
+
+class SceneGradient(NamedTuple):
+    """Gradients of the reconstruction error."""
+
+    weight: Tensor
+    """(B, C, C)"""
+    bias: Tensor
+    """(B, C, 1)"""
+    scale: Tensor
+    """(B, C, 1)"""
+    shift: Tensor
+    """(B, C, 1)"""
+
+
+class SceneFusion(nn.Module):
+    """Adapts voxel features to the scene at hand."""
+
+    def __init__(self, channels: int, rate: float = 1.0) -> None:
+        super().__init__()
+        self.rate = rate
+        self.weight = nn.Parameter(0.02 * torch.randn(1, channels, channels))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1))
+        self.shift = nn.Parameter(torch.zeros(1, channels, 1))
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, voxels: Tensor, state: SceneState | None) -> tuple[Tensor, SceneState]:
+        """Adapted features (B, C, ...) and the new state. Runs on a sequence's first frame too."""
+        u = voxels.flatten(2)
+        batch, channels, _ = u.shape
+        if state is None:
+            state = SceneState(u.new_zeros(batch, channels, channels), u.new_zeros(batch, channels, 1))
+        key = self.key.weight @ u
+        target = self.value.weight @ u - key
+        step = scene_gradient(key, target, self.weight - state.weight, self.bias - state.bias, self.scale, self.shift)
+        weight = state.weight + self.rate * step.weight
+        bias = state.bias + self.rate * step.bias
+        # Oddity (spec 12.2): the steps of scale and shift act on this frame only; they are not carried on.
+        scale, shift = self.scale - self.rate * step.scale, self.shift - self.rate * step.shift
+
+        query = self.query.weight @ u
+        normal, _ = _normalise((self.weight - weight) @ query + (self.bias - bias))
+        fused = (scale * normal + shift + query).view(voxels.shape)
+        return fused, SceneState(weight.detach(), bias.detach())
+
+
+def scene_gradient(
+    key: Tensor, target: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
+) -> SceneGradient:
+    """Gradient of ``mean((layer_norm(weight @ key + bias) * scale + shift - target) ** 2)`` in closed form.
+
+    ``key`` and ``target`` are (B, C, N); the mean goes over C and N, for each sample of the batch by itself.
+    """
+    channels, count = key.shape[1], key.shape[1] * key.shape[2]
+    normal, deviation = _normalise(weight @ key + bias)
+    error = scale * normal + shift - target
+    through_norm = error * scale
+    summed = through_norm.sum(dim=1, keepdim=True)
+    aligned = (through_norm * normal).sum(dim=1, keepdim=True)
+    d_z = (2.0 / channels) * (channels * through_norm - summed - normal * aligned) / deviation
+    return SceneGradient(
+        weight=d_z @ key.transpose(1, 2) / count,
+        bias=d_z.sum(dim=2, keepdim=True) / count,
+        scale=2.0 * (error * normal).sum(dim=2, keepdim=True) / count,
+        shift=2.0 * error.sum(dim=2, keepdim=True) / count,
+    )
+
+
+def _normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` (B, C, N) with mean 0 and variance 1 over the channels, and the standard deviation (B, 1, N)."""
+    centred = x - x.mean(dim=1, keepdim=True)
+    deviation = (centred.square().mean(dim=1, keepdim=True) + EPSILON).sqrt()
+    return centred / deviation, deviation

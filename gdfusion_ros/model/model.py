@@ -1,0 +1,202 @@
+"""OccupancyModel: camera frames in, labels out, the temporal state handed through. And ``load_model``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gdfusion_ros.errors import UserError
+from gdfusion_ros.frame import CameraFrame, CameraView, Flow, FlowKind
+from gdfusion_ros.geometry import Matrix, inverse
+from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.labels import LabelSet
+from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
+from gdfusion_ros.model.config import ModelConfig, load_config
+from gdfusion_ros.model.images import normalise_image, prepare_view
+from gdfusion_ros.model.network import NetworkInput, NetworkOutput
+from gdfusion_ros.model.networks import FAMILIES
+from gdfusion_ros.model.state import TemporalState
+from gdfusion_ros.model.watch import Watch
+from gdfusion_ros.model.weights import fill_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one frame."""
+
+    labels: npt.NDArray[np.uint8]
+    """(X, Y, Z) ids of the model's label set."""
+    confidence: npt.NDArray[np.uint8] | None
+    """(X, Y, Z) probability of the winning class, 255 = 1."""
+    flow: Flow | None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds by stage."""
+
+
+class OccupancyModel:
+    """A network with its weights: frame and state in, prediction and next state out. Holds no state of its own."""
+
+    def __init__(self, config: ModelConfig, network: nn.Module, weights: str, device: str = "cpu") -> None:
+        self.config = config
+        self.network = network.eval().to(device)
+        self.name = config.name
+        self.weights = weights
+        """``random:SEED``, or the file's name and the beginning of its sha256."""
+        self.grid: VoxelGrid = config.grid.output
+        self.label_set: LabelSet = config.labels.labels
+        self.cameras = config.cameras
+        self.device = torch.device(device)
+
+    def prepare(self, view: CameraView) -> CameraView:
+        """The view at the network's image size, still uint8. A prepared view stays as it is."""
+        return prepare_view(view, self.config.image)
+
+    def __call__(
+        self, frame: CameraFrame, state: TemporalState | None, watch: Watch | None = None
+    ) -> tuple[Prediction, TemporalState]:
+        """The prediction for a frame, and the state for the next one.
+
+        ``state`` is what the frame before handed on, or None to begin a new sequence. Views may be raw or prepared.
+        Raises ValueError when the frame lacks a camera, or what the network's grid needs.
+        """
+        watch = watch or Watch()
+        if state is not None and state.model != self.name:
+            raise ValueError(f"the temporal state is of the model {state.model!r}, not of {self.name!r}")
+        with watch.stage("preprocess"):
+            poses = self._poses(frame)
+            batch = self._network_input(frame, poses, None if state is None else state.poses)
+        with torch.inference_mode():
+            output, new_state = self.network(batch, state, watch)
+            with watch.stage("postprocess"):
+                labels, confidence = self._labels(output.logits[0])
+                flow = self._flow(output, first=state is None)
+        prediction = Prediction(labels, confidence, flow, watch.timings_ms)
+        return prediction, replace(new_state, poses=poses, model=self.name)
+
+    def _views(self, frame: CameraFrame) -> list[CameraView]:
+        try:
+            return [frame.view(name) for name in self.cameras]
+        except KeyError as error:
+            raise ValueError(f"{self.name} needs the cameras {', '.join(self.cameras)}: {error.args[0]}") from error
+
+    def _poses(self, frame: CameraFrame) -> dict[str, Matrix]:
+        """float64 poses of a frame, which the next frame's ego motion is made from."""
+        at_lidar = frame.world_from_ego_at_lidar
+        cameras = np.stack([view.world_from_ego @ view.ego_from_camera for view in self._views(frame)])
+        # Oddity (spec 12.3): the grid lies at the anchor's exposure, but history moves between the LiDAR's poses.
+        # Oddity (spec 12.4): so it does for grids in the LiDAR frame, though their axes are turned by 90 degrees.
+        return {
+            "world_from_ego": frame.world_from_ego if at_lidar is None else at_lidar,
+            "world_from_camera": cameras,
+        }
+
+    def _grid_from_world(self, frame: CameraFrame) -> Matrix:
+        if self.grid.frame == "ego":
+            return inverse(frame.world_from_ego)
+        if frame.ego_from_lidar is None:
+            raise ValueError(f"{self.name} has its grid in the LiDAR frame, and the frame has no ego_from_lidar")
+        at_lidar = frame.world_from_ego_at_lidar
+        return inverse((frame.world_from_ego if at_lidar is None else at_lidar) @ frame.ego_from_lidar)
+
+    def _network_input(
+        self, frame: CameraFrame, poses: Mapping[str, Matrix], previous: Mapping[str, Matrix] | None
+    ) -> NetworkInput:
+        views = [self.prepare(view) for view in self._views(frame)]
+        images = np.stack([normalise_image(view.image) for view in views])
+        previous = poses if previous is None else previous
+        motion = EgoMotion(
+            self._tensor(inverse(previous["world_from_ego"]) @ poses["world_from_ego"]),
+            self._tensor(
+                np.stack([
+                    inverse(then) @ now
+                    for then, now in zip(previous["world_from_camera"], poses["world_from_camera"])
+                ])
+            ),
+        )
+        grid_from_camera = self._grid_from_world(frame) @ poses["world_from_camera"]
+        transforms = [view.image_transform for view in views]
+        rig = CameraRig(
+            intrinsics=self._tensor(np.stack([view.intrinsics for view in views])),
+            rotation=self._tensor(grid_from_camera[:, :3, :3]),
+            translation=self._tensor(grid_from_camera[:, :3, 3]),
+            image_rotation=self._tensor(np.stack([np.diag([t.scale, t.scale, 1.0]) for t in transforms])),
+            image_translation=self._tensor(np.array([[-t.left, -t.top, 0.0] for t in transforms])),
+            augmentation=torch.eye(3, device=self.device)[None],
+        )
+        return NetworkInput(self._tensor(images), rig, motion)
+
+    def _tensor(self, array: npt.NDArray[np.floating]) -> Tensor:
+        """One sample as a float32 batch."""
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None].to(self.device)
+
+    def _labels(self, logits: Tensor) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Labels and confidence (X, Y, Z) from logits (K, Y, X, Z)."""
+        # Channel 0 is void and never a target; the label of channel k is k - 1. Shifted by one, every label is wrong.
+        logits = logits[1:] if self.config.labels.void_channel else logits
+        if self.config.labels.excluded:
+            logits = logits.clone()
+            logits[list(self.config.labels.excluded)] = -torch.inf
+        best, labels = logits.max(dim=0)
+        probability = (best - logits.logsumexp(dim=0)).exp()
+        # The network's rows are y and its columns x; the grid's first index is x.
+        return (
+            labels.to(torch.uint8).transpose(0, 1).contiguous().cpu().numpy(),
+            (probability * 255).round().to(torch.uint8).transpose(0, 1).contiguous().cpu().numpy(),
+        )
+
+    def _flow(self, output: NetworkOutput, first: bool) -> Flow | None:
+        """The flow field (X, Y, Z, 3) over the output grid, where the network has one."""
+        if output.velocity is not None:
+            vectors = torch.nn.functional.pad(output.velocity[0].transpose(0, 1), (0, 1))
+            valid = torch.ones(self.grid.shape, dtype=torch.bool)
+            return Flow(FlowKind.VELOCITY, vectors.float().contiguous().cpu().numpy(), valid.numpy())
+        if output.offsets is None or output.offsets_inside is None:
+            return None
+        cells = output.offsets[0] if output.offsets.dim() == 5 else output.offsets[0].unsqueeze(1)
+        inside = output.offsets_inside[0].view(cells.shape[1:])
+        metres = cells * cells.new_tensor(self.config.grid.features.cell_size[: len(cells)]).view(-1, 1, 1, 1)
+        vectors = torch.nn.functional.pad(metres.permute(3, 2, 1, 0), (0, 3 - len(cells)))
+        valid = inside.permute(2, 1, 0) & (not first)
+        for axis, times in enumerate(self.config.grid.upsampling):
+            vectors, valid = vectors.repeat_interleave(times, axis), valid.repeat_interleave(times, axis)
+        return Flow(
+            FlowKind.HISTORY_DISPLACEMENT,
+            vectors.float().contiguous().cpu().numpy(),
+            valid.contiguous().cpu().numpy(),
+        )
+
+
+def build_network(config: ModelConfig) -> nn.Module:
+    """The network that a configuration describes, with PyTorch's initial weights."""
+    return FAMILIES[config.family](config)
+
+
+def load_model(
+    model: str | Path | ModelConfig, weights: str | Path | None = None, device: str = "cpu"
+) -> OccupancyModel:
+    """A model by its name, YAML or configuration, with weights.
+
+    ``weights``: a ``.safetensors`` or published ``.pth`` file; ``random:SEED``; ``default`` for the file that the
+    model names; None for random ones, with a warning. Raises UserError when the model or the weights are no good.
+    """
+    config = model if isinstance(model, ModelConfig) else load_config(model)
+    if weights is None:
+        log.warning("%s has random weights: what it predicts means nothing; give weights='default' or a file", config.name)
+        weights = "random:0"
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    network = build_network(config)
+    description = fill_weights(network, config, weights)
+    return OccupancyModel(config, network, description, device)
