@@ -68,6 +68,8 @@ class CameraFrame:
     """(N, 3) points in the LiDAR frame, for networks that take LiDAR depth and for evaluation."""
     scene: str = ""
     """The recording this frame comes from. Two frames of different scenes never share history."""
+    restart_reason: str | None = None
+    """Why history must start anew here, where the source knows: a frame before this one had to be skipped, say."""
 
     def view(self, name: str) -> CameraView:
         """The view of the camera with this name; KeyError names the cameras there are."""

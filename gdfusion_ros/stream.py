@@ -67,6 +67,8 @@ class SequenceRules:
             return "first_frame"
         if frame.scene != previous.scene:
             return "scene_changed"
+        if frame.restart_reason:
+            return frame.restart_reason
         seconds = (frame.stamp_ns - previous.stamp_ns) * 1e-9
         if seconds <= 0:
             return "time_went_back"

@@ -1,0 +1,1 @@
+"""Where frames and occupancies go: recordings and files."""

@@ -1,0 +1,1 @@
+"""Where camera frames come from. Each source iterates CameraFrames in order of time."""

@@ -1,0 +1,190 @@
+"""Camera frames as an input recording: what a vehicle's sensors would have published.
+
+Topics and frames are those of config/topics/nuscenes.yaml: images and CameraInfo under each camera's name,
+/tf with the ego pose at every exposure (odom -> base_link), /tf_static with the cameras (and map -> odom, the
+identity, as a recording's poses need no correction), /odom with velocities, /clock. Every stamp, and the time
+each message is recorded at, is the data's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gdfusion_ros.assembly.codec import encode_png
+from gdfusion_ros.assembly.messages import SECOND
+from gdfusion_ros.frame import CameraFrame, CameraView
+from gdfusion_ros.geometry import Matrix, inverse, quaternion
+from gdfusion_ros.sinks.recording import Recording, Storage, message_types
+
+MAP, ODOM, BASE, LIDAR = "map", "odom", "base_link", "LIDAR_TOP"
+MAX_GAP_NS = 1_500_000_000
+"""No velocity is made of two poses farther apart than this."""
+
+
+def image_topic(camera: str) -> str:
+    """The topic of a camera's JPEGs."""
+    return f"/{camera}/image_rect_compressed"
+
+
+def info_topic(camera: str) -> str:
+    """The topic of a camera's CameraInfo."""
+    return f"/{camera}/camera_info"
+
+
+def record_frames(
+    frames: Iterable[CameraFrame],
+    path: str | Path,
+    storage: Storage = "mcap",
+    on_frame: Callable[[CameraFrame], None] | None = None,
+) -> int:
+    """Write an input recording of the frames; gives their number.
+
+    JPEGs and PNGs that a view was decoded from go in untouched; other images are encoded as PNG, without
+    loss. Missing views are left out. ``on_frame`` is called after each frame. Raises UserError when ``path``
+    exists.
+    """
+    count = 0
+    with Recording(path, storage) as recording:
+        writer = FrameRecorder(recording)
+        for frame in frames:
+            writer.write(frame)
+            count += 1
+            if on_frame is not None:
+                on_frame(frame)
+    return count
+
+
+class FrameRecorder:
+    """Writes frames into a recording, one by one."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._types = message_types().types
+        self._extrinsics: dict[str, bytes] = {}
+        self._previous: tuple[int, Matrix] | None = None
+
+    def write(self, frame: CameraFrame) -> None:
+        """Write the messages of one frame, in the order of its exposures."""
+        views = sorted((v for v in frame.views if not v.missing), key=lambda view: view.stamp_ns)
+        poses = {view.stamp_ns: view.world_from_ego for view in views}
+        poses[frame.stamp_ns] = frame.world_from_ego
+        twist = self._twist(frame, poses)
+        self._static(frame, min(poses))
+        for stamp in sorted(poses):
+            self._ego(stamp, poses[stamp], twist)
+            for view in views:
+                if view.stamp_ns == stamp:
+                    self._view(view)
+        self._previous = (frame.stamp_ns, frame.world_from_ego)
+
+    def _twist(self, frame: CameraFrame, poses: dict[int, Matrix]) -> tuple[np.ndarray, np.ndarray]:
+        """Linear and angular velocity in the base frame, from this frame's pose and an earlier one."""
+        before = self._previous
+        if before is None or not 0 < frame.stamp_ns - before[0] <= MAX_GAP_NS:
+            first, last = min(poses), max(poses)
+            before, now = (first, poses[first]), (last, poses[last])
+        else:
+            now = (frame.stamp_ns, frame.world_from_ego)
+        seconds = (now[0] - before[0]) / SECOND
+        if seconds <= 0:
+            return np.zeros(3), np.zeros(3)
+        before_from_now = inverse(before[1]) @ now[1]
+        half = quaternion(before_from_now)
+        angle = 2.0 * np.arctan2(np.linalg.norm(half[1:]), half[0])
+        axis = half[1:] / max(float(np.linalg.norm(half[1:])), 1e-12)
+        return before_from_now[:3, :3].T @ before_from_now[:3, 3] / seconds, axis * angle / seconds
+
+    def _static(self, frame: CameraFrame, stamp: int) -> None:
+        """The sensors' places, once, and again when they change."""
+        places = {view.name: view.ego_from_camera for view in frame.views}
+        if frame.ego_from_lidar is not None:
+            places[LIDAR] = frame.ego_from_lidar
+        known = {name: matrix.tobytes() for name, matrix in places.items()}
+        if known == self._extrinsics:
+            return
+        self._extrinsics = known
+        transforms = [self._transform(stamp, MAP, ODOM, np.eye(4))]
+        transforms += [self._transform(stamp, BASE, name, matrix) for name, matrix in places.items()]
+        self._write_tf("/tf_static", transforms, stamp)
+
+    def _ego(self, stamp: int, world_from_ego: Matrix, twist: tuple[np.ndarray, np.ndarray]) -> None:
+        types, time = self._types, self._time(stamp)
+        self._put("/clock", "rosgraph_msgs/msg/Clock", types["rosgraph_msgs/msg/Clock"](clock=time), stamp)
+        self._write_tf("/tf", [self._transform(stamp, ODOM, BASE, world_from_ego)], stamp)
+        point, vector = types["geometry_msgs/msg/Point"], types["geometry_msgs/msg/Vector3"]
+        x, y, z = (float(value) for value in world_from_ego[:3, 3])
+        pose = types["geometry_msgs/msg/Pose"](point(x=x, y=y, z=z), self._quaternion(world_from_ego))
+        linear, angular = (vector(*(float(value) for value in part)) for part in twist)
+        unknown = np.zeros(36)
+        odometry = types["nav_msgs/msg/Odometry"](
+            header=self._header(stamp, ODOM),
+            child_frame_id=BASE,
+            pose=types["geometry_msgs/msg/PoseWithCovariance"](pose, unknown),
+            twist=types["geometry_msgs/msg/TwistWithCovariance"](
+                types["geometry_msgs/msg/Twist"](linear, angular), unknown
+            ),
+        )
+        self._put("/odom", "nav_msgs/msg/Odometry", odometry, stamp)
+
+    def _view(self, view: CameraView) -> None:
+        height, width = view.image.shape[:2]
+        k = pixel_from_calibrated(view) @ view.intrinsics
+        info = self._types["sensor_msgs/msg/CameraInfo"](
+            header=self._header(view.stamp_ns, view.name),
+            height=height,
+            width=width,
+            distortion_model="plumb_bob",
+            d=np.zeros(5),
+            k=k.ravel(),
+            r=np.eye(3).ravel(),
+            p=np.hstack([k, np.zeros((3, 1))]).ravel(),
+            binning_x=0,
+            binning_y=0,
+            roi=self._types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
+        )
+        self._put(info_topic(view.name), "sensor_msgs/msg/CameraInfo", info, view.stamp_ns)
+        encoded = view.encoded if view.encoded is not None else encode_png(view.image)
+        image = self._types["sensor_msgs/msg/CompressedImage"](
+            header=self._header(view.stamp_ns, view.name),
+            format="png" if encoded[:4] == b"\x89PNG" else "jpeg",
+            data=np.frombuffer(encoded, dtype=np.uint8),
+        )
+        self._put(image_topic(view.name), "sensor_msgs/msg/CompressedImage", image, view.stamp_ns)
+
+    def _write_tf(self, topic: str, transforms: list[Any], stamp: int) -> None:
+        message = self._types["tf2_msgs/msg/TFMessage"](transforms=transforms)
+        self._put(topic, "tf2_msgs/msg/TFMessage", message, stamp)
+
+    def _transform(self, stamp: int, parent: str, child: str, parent_from_child: Matrix) -> Any:
+        x, y, z = (float(value) for value in parent_from_child[:3, 3])
+        return self._types["geometry_msgs/msg/TransformStamped"](
+            header=self._header(stamp, parent),
+            child_frame_id=child,
+            transform=self._types["geometry_msgs/msg/Transform"](
+                translation=self._types["geometry_msgs/msg/Vector3"](x, y, z),
+                rotation=self._quaternion(parent_from_child),
+            ),
+        )
+
+    def _quaternion(self, matrix: Matrix) -> Any:
+        w, x, y, z = (float(value) for value in quaternion(matrix))
+        return self._types["geometry_msgs/msg/Quaternion"](x=x, y=y, z=z, w=w)
+
+    def _header(self, stamp: int, frame: str) -> Any:
+        return self._types["std_msgs/msg/Header"](stamp=self._time(stamp), frame_id=frame)
+
+    def _time(self, stamp: int) -> Any:
+        return self._types["builtin_interfaces/msg/Time"](sec=stamp // SECOND, nanosec=stamp % SECOND)
+
+    def _put(self, topic: str, kind: str, message: Any, stamp: int) -> None:
+        self._recording.write(topic, kind, message, stamp)
+
+
+def pixel_from_calibrated(view: CameraView) -> Matrix:
+    """(3, 3): where a pixel of the calibrated image is in the image at hand, homogeneous."""
+    t = view.image_transform
+    return np.array([[t.scale, 0.0, -t.left], [0.0, t.scale, -t.top], [0.0, 0.0, 1.0]])
