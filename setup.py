@@ -129,7 +129,12 @@ def run_cmake(build_dir: Path, stage: Path) -> None:
         f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'cmake' / 'ros_wheels_fixup.cmake'}",
     ]
     for command in (configure, [cmake, "--build", str(build_dir)], [cmake, "--install", str(build_dir)]):
-        subprocess.run(command, env=environment, check=True)
+        result = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if result.returncode != 0:
+            print("\n".join(result.stdout.splitlines()[-60:]))
+            sys.exit(f"error: building the ROS messages failed in `{' '.join(command[:3])} ...`")
 
 
 class Build(build):
