@@ -48,23 +48,25 @@ PUBLISHED = {
     "head.classifier.": "occupancy_head.predicter.",
     "head.": "occupancy_head.",
 }
-"""Our names -> those of the published checkpoints, by prefix; the longest that fits counts. Other names are equal."""
+"""Our names -> those of the published checkpoints, by prefix; the longest that fits counts. Other names are equal.
+A family whose checkpoints name things differently adds to these with its own ``PUBLISHED``."""
 
 _LISTED = 4
 """How many names an error message lists."""
 
 
-def published_name(name: str) -> str:
-    """The published name of one of our state-dict entries."""
+def published_name(name: str, network: nn.Module) -> str:
+    """The published name of one of a network's state-dict entries."""
+    prefixes = {**PUBLISHED, **getattr(network, "PUBLISHED", {})}
     for length in range(len(name), 0, -1):
-        if name[:length] in PUBLISHED:
-            return PUBLISHED[name[:length]] + name[length:]
+        if name[:length] in prefixes:
+            return prefixes[name[:length]] + name[length:]
     return name
 
 
 def published_entries(network: nn.Module) -> dict[str, Tensor]:
     """The network's state dict under the published names."""
-    return {published_name(name): tensor for name, tensor in network.state_dict().items()}
+    return {published_name(name, network): tensor for name, tensor in network.state_dict().items()}
 
 
 def load_entries(network: nn.Module, entries: Mapping[str, Tensor], where: str, temporal: TemporalConfig) -> None:
@@ -99,7 +101,7 @@ def load_entries(network: nn.Module, entries: Mapping[str, Tensor], where: str, 
     ]
     if problems:
         raise UserError(f"{where} does not fit the network: {'; '.join(problems)}")
-    state = {name: entries[published_name(name)] for name in network.state_dict()}
+    state = {name: entries[published_name(name, network)] for name in network.state_dict()}
     _check_constants(network, state, where)
     network.load_state_dict(state, strict=True)
 
@@ -109,14 +111,15 @@ def _check_constants(network: nn.Module, state: Mapping[str, Tensor], where: str
     for name, own in network.state_dict().items():
         if name.startswith("placement.") and not torch.allclose(own.float(), state[name].float(), atol=1e-3):
             raise UserError(
-                f"{where} was made for another grid: {published_name(name)} is {state[name].tolist()}, "
+                f"{where} was made for another grid: {published_name(name, network)} is {state[name].tolist()}, "
                 f"the model's is {own.tolist()}"
             )
     seen: dict[int, str] = {}
     for name, parameter in network.state_dict(keep_vars=True).items():
         twin = seen.setdefault(id(parameter), name)
         if twin != name and not torch.equal(state[twin], state[name]):
-            raise UserError(f"{where}: {published_name(twin)} and {published_name(name)} must be equal; they are not")
+            names = f"{published_name(twin, network)} and {published_name(name, network)}"
+            raise UserError(f"{where}: {names} must be equal; they are not")
 
 
 def _prefixes_of_absent_cues(temporal: TemporalConfig) -> tuple[str, ...]:

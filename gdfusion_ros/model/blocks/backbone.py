@@ -1,10 +1,12 @@
-"""ResNet-50 and the neck that merges its two coarsest maps (spec 3.1)."""
+"""ResNets, and the neck that merges the two coarsest maps of a ResNet-50 (spec 3.1)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
+
+from gdfusion_ros.model.blocks.deformable import DeformableConv2d
 
 
 class ImageFeatures(NamedTuple):
@@ -17,14 +19,30 @@ class ImageFeatures(NamedTuple):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 convolutions around a shortcut."""
+    """1x1, 3x3, 1x1 convolutions around a shortcut.
 
-    def __init__(self, inputs: int, width: int, stride: int = 1, project: bool = False) -> None:
+    The stride lies on the 3x3 convolution, or with ``stride_first`` on the first one (the older, "caffe" form: the
+    same entries, other features). ``deformable`` moves the taps of the 3x3, which then must have no stride.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int = 1,
+        project: bool = False,
+        stride_first: bool = False,
+        deformable: bool = False,
+    ) -> None:
         super().__init__()
         outputs = 4 * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, width, 1, stride if stride_first else 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = (
+            DeformableConv2d(width, width)
+            if deformable
+            else nn.Conv2d(width, width, 3, 1 if stride_first else stride, 1, bias=False)
+        )
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -42,29 +60,55 @@ class Bottleneck(nn.Module):
         return cast(Tensor, (self.bn3(self.conv3(x)) + identity).relu_())
 
 
-class ResNet50(nn.Module):
-    """ResNet-50 with the stride on the 3x3 convolution."""
+class ResNet(nn.Module):
+    """A ResNet of four stages of bottlenecks."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, blocks: tuple[int, int, int, int], stride_first: bool = False, deformable_from: int = 5
+    ) -> None:
+        """``deformable_from``: the first stage, counted from 1, with deformable convolutions; 5 for none."""
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = _stage(64, 64, 3, stride=1)
-        self.layer2 = _stage(256, 128, 4, stride=2)
-        self.layer3 = _stage(512, 256, 6, stride=2)
-        self.layer4 = _stage(1024, 512, 3, stride=2)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(
+                inputs=64 if stage == 1 else 256 * 2 ** (stage - 2),
+                width=64 * 2 ** (stage - 1),
+                blocks=blocks[stage - 1],
+                stride=1 if stage == 1 else 2,
+                stride_first=stride_first,
+                deformable=stage >= deformable_from,
+            )
+            for stage in (1, 2, 3, 4)
+        )
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) to the maps at 1/4 (256 channels), 1/8 (512), 1/16 (1024) and 1/32 (2048)."""
+        quarter = self.layer1(self.maxpool(self.bn1(self.conv1(images)).relu_()))
+        eighth = self.layer2(quarter)
+        sixteenth = self.layer3(eighth)
+        return quarter, eighth, sixteenth, self.layer4(sixteenth)
+
+
+class ResNet50(ResNet):
+    """ResNet-50 with the stride on the 3x3 convolution."""
+
+    def __init__(self) -> None:
+        super().__init__((3, 4, 6, 3))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W) to the maps at 1/4 (256 channels), 1/16 (1024) and 1/32 (2048)."""
-        quarter = self.layer1(self.maxpool(self.bn1(self.conv1(images)).relu_()))
-        sixteenth = self.layer3(self.layer2(quarter))
-        return quarter, sixteenth, self.layer4(sixteenth)
+        quarter, _, sixteenth, thirty_second = self.maps(images)
+        return quarter, sixteenth, thirty_second
 
 
-def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    first = Bottleneck(inputs, width, stride, project=True)
-    return nn.Sequential(first, *(Bottleneck(4 * width, width) for _ in range(blocks - 1)))
+def _stage(
+    inputs: int, width: int, blocks: int, stride: int, stride_first: bool, deformable: bool
+) -> nn.Sequential:
+    first = Bottleneck(inputs, width, stride, True, stride_first, deformable)
+    rest = (Bottleneck(4 * width, width, deformable=deformable) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
 
 
 class ImageNeck(nn.Module):

@@ -11,7 +11,6 @@ Sources: Deformable DETR (arXiv 2010.04159) for the attention, Deformable ConvNe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -74,7 +73,7 @@ class DeformableHeads(nn.Module):
         return shares.view(*queries.shape[:2], self.heads, self.levels, self.points)
 
 
-class DeformableConv2d(nn.Module):
+class DeformableConv2d(nn.Conv2d):
     """A k x k convolution of stride 1 whose taps move by learned offsets and, with ``masks`` (v2), fade.
 
     Offsets and masks come from an ordinary convolution of the same input, ``conv_offset``: 2 k k channels
@@ -84,14 +83,11 @@ class DeformableConv2d(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 3, groups: int = 1, masks: bool = True
     ) -> None:
-        super().__init__()
-        self.groups, self.masks = groups, masks
-        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, kernel, kernel))
-        self.conv_offset = nn.Conv2d(
-            inputs, (3 if masks else 2) * kernel * kernel, kernel, padding=kernel // 2
-        )
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        # An untrained layer begins as an ordinary convolution.
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+        learned = (3 if masks else 2) * kernel * kernel
+        self.masks = masks
+        self.conv_offset = nn.Conv2d(inputs, learned, kernel, padding=kernel // 2)
+        # An untrained layer begins with its taps in place.
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
 

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.cameras import CameraRig
+from gdfusion_ros.model.blocks.deformable import DeformableConv2d
 from gdfusion_ros.model.blocks.layers import ImageResidual, upsample
 from gdfusion_ros.model.config import TemporalConfig
 
 CAMERA_VALUES = 27
 """Numbers that describe a camera to the depth net."""
+CAMERA_GROUPS = 9
+"""Of the group norm that stands for the batch norm of these numbers in OpenOccupancy."""
+DEFORMABLE_GROUPS = 4
+"""Groups of channels of its deformable convolution."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class DepthNetConfig:
     """Bins behind the surface that depth is spread over (ALOcc's intra-pixel depth-to-occupancy); 0: none."""
     inter_pixel: bool = False
     """Whether the 3x3 neighbourhood gives extra points (ALOcc's inter-pixel depth-to-occupancy)."""
+    deformable: bool = False
+    """OpenOccupancy's form: a deformable convolution ends the depth branch, and the camera's numbers go through a
+    group norm."""
 
 
 class Neighbourhood(NamedTuple):
@@ -62,7 +70,9 @@ class DepthNet(nn.Module):
         super().__init__()
         mid = config.channels
         self.reduce_conv = nn.Sequential(nn.Conv2d(inputs, mid, 3, padding=1), nn.BatchNorm2d(mid), nn.ReLU())
-        self.bn = nn.BatchNorm1d(CAMERA_VALUES)
+        self.bn = (
+            nn.GroupNorm(CAMERA_GROUPS, CAMERA_VALUES) if config.deformable else nn.BatchNorm1d(CAMERA_VALUES)
+        )
         self.context_mlp = Mlp(CAMERA_VALUES, mid)
         self.context_se = SqueezeExcitation(mid)
         self.context_conv = nn.Conv2d(mid, context_channels, 1)
@@ -71,16 +81,19 @@ class DepthNet(nn.Module):
         self.cost_volume_net = _cost_volume_net(bins) if config.stereo else None
         width = mid + bins if config.stereo else mid
         shortcut = nn.Conv2d(width, mid, 1) if config.stereo else None
-        trunk = [
+        trunk: list[nn.Module] = [
             ImageResidual(width, mid, downsample=shortcut),
             ImageResidual(mid, mid),
             ImageResidual(mid, mid),
             Aspp(mid, config.aspp_channels),
         ]
+        if config.deformable:
+            trunk.append(DeformableConv2d(mid, mid, groups=DEFORMABLE_GROUPS, masks=False))
         # In networks without GDFusion the one head is part of the trunk: so the published weights have it.
         head = nn.Conv2d(mid, bins, 1)
-        self.depth_conv = nn.Sequential(*trunk) if temporal.recurrent else nn.Sequential(*trunk, head)
-        self.depth_head = head if temporal.recurrent else nn.Identity()
+        apart = temporal.recurrent or config.deformable
+        self.depth_conv = nn.Sequential(*trunk) if apart else nn.Sequential(*trunk, head)
+        self.depth_head = head if apart else nn.Identity()
         self.geometry_head = nn.Conv2d(mid, bins, 1) if temporal.uses_geometry else None
         self.occ_conv = (
             nn.Sequential(
