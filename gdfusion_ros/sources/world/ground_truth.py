@@ -176,6 +176,8 @@ def mark_rays(
                 t = following[a]
                 following[a] += pace[a]
                 index[a] += step[a]
+                if (step[a] < 0 and index[a] < 0) or (step[a] > 0 and index[a] >= visible.shape[a]):
+                    break
 
 
 @numba.njit(cache=True, nogil=True)

@@ -42,7 +42,7 @@ class Kind:
 
 _FULL, _W = (-0.5, 0.5), (-0.48, 0.48)
 _TRUCK = (
-    Part(_FULL, (-0.46, 0.46), (0.08, 0.30), RUBBER),
+    Part(_FULL, (-0.46, 0.46), (0.08, 0.28), RUBBER),
     Part((0.24, 0.5), _FULL, (0.14, 0.72), GLASS),
     Part((-0.5, 0.22), _FULL, (0.28, 1.0), PLANK),
     Part((0.24, 0.44), _W, (0.0, 0.2), RUBBER),

@@ -256,13 +256,13 @@ class WorldSource:
         visible = np.zeros(self.grid.shape, dtype=bool)
         cell, minimum = np.asarray(self.grid.cell_size), np.asarray(self.grid.minimum)
         ego_from_world = inverse(self.true_pose(self.time(index)))
-        # A ray for every quarter of a cell at the grid's far end is enough.
-        focal = min(camera.intrinsics[0, 0] / camera.width for camera in self.rig.cameras) * self.image_size[1]
-        stride = max(1, int(0.25 * cell.min() * focal / np.abs(self.grid.maximum[:2]).max()))
         for camera, depth in zip(self.rig.cameras, depths, strict=True):
             world_from_camera = self.true_pose(self.time(index) + camera.exposure_offset) @ camera.ego_from_camera
             ego_from_camera = ego_from_world @ world_from_camera
             rays = self._rays(camera, ego_from_camera) / cell
+            # Two rays for every cell at the grid's far end are enough.
+            focal = camera.intrinsics[0, 0] / camera.width * self.image_size[1]
+            stride = max(1, int(0.5 * cell.min() * focal / np.abs(self.grid.maximum[:2]).max()))
             mark_rays((ego_from_camera[:3, 3] - minimum) / cell, rays, depth, stride, visible)
         return visible
 

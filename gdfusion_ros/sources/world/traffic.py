@@ -47,9 +47,8 @@ class Traffic:
     """(T,) seconds; 0 is the first frame's anchor exposure."""
     ego_s: npt.NDArray[np.float64]
     """(T,) metres along the ego's path."""
-    paths: list[Path]
-    s: npt.NDArray[np.float64]
-    """(T, M) metres along the paths of the M moving objects."""
+    tracks: npt.NDArray[np.float64]
+    """(T, M, 3) unwrapped x, y and continuous heading of the M moving objects."""
     still: list[Placement]
 
     def at(self, time: float) -> Poses:
@@ -57,15 +56,13 @@ class Traffic:
         step = (time - self.times[0]) / STEP
         first = int(np.clip(np.floor(step), 0, len(self.times) - 2))
         fraction = step - first
-        moving = len(self.paths)
+        moving = self.tracks.shape[1]
         position = np.empty((len(self.things), 2))
         yaw = np.empty(len(self.things))
         velocity = np.zeros((len(self.things), 2))
-        s = (1 - fraction) * self.s[first] + fraction * self.s[first + 1]
-        speed = (self.s[first + 1] - self.s[first]) / STEP
-        for i, path in enumerate(self.paths):
-            position[i], yaw[i] = path.at(s[i])
-        velocity[:moving] = speed[:, None] * np.stack([np.cos(yaw[:moving]), np.sin(yaw[:moving])], 1)
+        now = (1 - fraction) * self.tracks[first] + fraction * self.tracks[first + 1]
+        position[:moving], yaw[:moving] = now[:, :2], now[:, 2]
+        velocity[:moving] = (self.tracks[first + 1, :, :2] - self.tracks[first, :, :2]) / STEP
         for i, placement in enumerate(self.still, moving):
             position[i] = placement.x, placement.y
             yaw[i] = placement.yaw
@@ -86,25 +83,25 @@ def simulate(layout: Layout, seconds: float, rng: np.random.Generator) -> Traffi
     s = np.empty((steps, len(agents)))
     size = np.array([agent.thing.size for agent in agents])
     parked = np.array([[p.x, p.y, max(p.thing.size[:2])] for p in still]).reshape(-1, 3)
-    tables = [path_table(agent.path) for agent in agents]
+    tables = [_table(agent.path) for agent in agents]
     for k in range(steps):
         s[k] = [agent.s for agent in agents]
         if k + 1 < steps:
             _advance(agents, tables, size, parked, k * STEP)
     times = np.arange(steps) * STEP - WARM_UP
     movers = agents[1:]
+    tracks = [np.column_stack(agent.path.at(s[:, i])) for i, agent in enumerate(movers, 1)]
     return Traffic(
         things=[agent.thing for agent in movers] + [placement.thing for placement in still],
         ego_path=agents[0].path,
         times=times,
         ego_s=s[:, 0],
-        paths=[agent.path for agent in movers],
-        s=s[:, 1:],
+        tracks=np.stack(tracks, 1),
         still=still,
     )
 
 
-def path_table(path: Path) -> npt.NDArray[np.float64]:
+def _table(path: Path) -> npt.NDArray[np.float64]:
     """(N, 4): x, y, yaw, limit of a path, for look-up by index."""
     return np.column_stack([path.points, path.yaw, path.limit])
 
