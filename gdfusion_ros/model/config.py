@@ -105,10 +105,19 @@ class TemporalConfig:
     """The time embedding's position stops here: scenes of the training data have no more frames, and a stream of
     hours would leave the range that the weights know."""
     stacked_frames: int = 16
+    warp: Literal["ego", "grid"] = "ego"
+    """How history moves with the vehicle. ``ego``: by the ego frame's motion and with voxel indices at the cells'
+    lower corners, as all published weights were trained, also where the grid lies in the LiDAR frame. ``grid``: by
+    the motion of the grid itself and with indices at the cells' centres."""
+    gains: bool = False
+    """Fused features come in through learned gains that begin at zero, so that cues plugged into a trained network
+    change nothing before they have learned something."""
 
     def __post_init__(self) -> None:
         if self.max_time_steps < 1 or self.stacked_frames < 1 or self.frame_interval <= 0:
             raise ValueError("max_time_steps, stacked_frames and frame_interval must be positive")
+        if (self.gains or self.warp == "grid") and not self.recurrent:
+            raise ValueError("gains and warp: grid belong to a recurrent history")
 
     @property
     def recurrent(self) -> bool:

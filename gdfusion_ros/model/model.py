@@ -90,22 +90,24 @@ class OccupancyModel:
 
     def _poses(self, frame: CameraFrame) -> dict[str, Matrix]:
         """float64 poses of a frame, which the next frame's ego motion is made from."""
-        at_lidar = frame.world_from_ego_at_lidar
         cameras = np.stack([view.world_from_ego @ view.ego_from_camera for view in self._views(frame)])
+        if self.config.temporal.warp == "grid":
+            return {"world_from_history": self._world_from_grid(frame), "world_from_camera": cameras}
+        at_lidar = frame.world_from_ego_at_lidar
         # Oddity (spec 12.3): the grid lies at the anchor's exposure, but history moves between the LiDAR's poses.
         # Oddity (spec 12.4): so it does for grids in the LiDAR frame, though their axes are turned by 90 degrees.
         return {
-            "world_from_ego": frame.world_from_ego if at_lidar is None else at_lidar,
+            "world_from_history": frame.world_from_ego if at_lidar is None else at_lidar,
             "world_from_camera": cameras,
         }
 
-    def _grid_from_world(self, frame: CameraFrame) -> Matrix:
+    def _world_from_grid(self, frame: CameraFrame) -> Matrix:
         if self.grid.frame == "ego":
-            return inverse(frame.world_from_ego)
+            return frame.world_from_ego
         if frame.ego_from_lidar is None:
             raise ValueError(f"{self.name} has its grid in the LiDAR frame, and the frame has no ego_from_lidar")
         at_lidar = frame.world_from_ego_at_lidar
-        return inverse((frame.world_from_ego if at_lidar is None else at_lidar) @ frame.ego_from_lidar)
+        return (frame.world_from_ego if at_lidar is None else at_lidar) @ frame.ego_from_lidar
 
     def _network_input(
         self, frame: CameraFrame, poses: Mapping[str, Matrix], previous: Mapping[str, Matrix] | None
@@ -114,7 +116,7 @@ class OccupancyModel:
         images = np.stack([normalise_image(view.image) for view in views])
         previous = poses if previous is None else previous
         motion = EgoMotion(
-            self._tensor(inverse(previous["world_from_ego"]) @ poses["world_from_ego"]),
+            self._tensor(inverse(previous["world_from_history"]) @ poses["world_from_history"]),
             self._tensor(
                 np.stack([
                     inverse(then) @ now
@@ -122,7 +124,7 @@ class OccupancyModel:
                 ])
             ),
         )
-        grid_from_camera = self._grid_from_world(frame) @ poses["world_from_camera"]
+        grid_from_camera = inverse(self._world_from_grid(frame)) @ poses["world_from_camera"]
         transforms = [view.image_transform for view in views]
         rig = CameraRig(
             intrinsics=self._tensor(np.stack([view.intrinsics for view in views])),

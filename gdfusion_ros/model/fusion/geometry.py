@@ -33,12 +33,13 @@ class GeometryState(NamedTuple):
 class GeometryFusion(nn.Module):
     """Fuses depth logits with those of the last frame, warped through space, and both with the single frame's."""
 
-    def __init__(self, depths: Tensor, image_size: tuple[int, int]) -> None:
+    def __init__(self, depths: Tensor, image_size: tuple[int, int], gain: bool = False) -> None:
         super().__init__()
         self.register_buffer("depths", depths, persistent=False)
         self.image_size = image_size
         self.history_gate = gate(len(depths))
         self.output_gate = gate(len(depths))
+        self.gain = nn.Parameter(torch.zeros(())) if gain else None
 
     depths: Tensor
 
@@ -72,6 +73,8 @@ class GeometryFusion(nn.Module):
         share = self.output_gate(torch.cat([probabilities, surface], dim=1)).sigmoid()
         single = surface if measured is None else _replace(surface, measured)
         geometry = share * probabilities + (1 - share) * single
+        if self.gain is not None:
+            geometry = surface + self.gain * (geometry - surface)
         batch = rig.intrinsics.shape[:2]
         new_state = GeometryState(kept.detach().unflatten(0, batch), rig.image_rotation, rig.image_translation)
         return geometry, new_state

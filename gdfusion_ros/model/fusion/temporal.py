@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
@@ -35,11 +36,13 @@ class RecurrentFusion(nn.Module):
     def __init__(self, channels: int, grid: VoxelGrid, config: TemporalConfig) -> None:
         super().__init__()
         self.grid = grid
+        self.centred = config.warp == "grid"
         self.motion = MotionFusion(channels, grid, config.motion_rate) if config.motion else None
         self.voxel = (
             VoxelFusion(channels, grid, config.frame_interval, config.max_time_steps) if config.voxel else None
         )
         self.scene = SceneFusion(channels, config.scene_rate) if config.scene else None
+        self.gain = nn.Parameter(torch.zeros(channels)) if config.gains else None
 
     def forward(
         self,
@@ -57,7 +60,7 @@ class RecurrentFusion(nn.Module):
         new_state: dict[str, Tensor] = {}
         offsets = inside = None
         with watch.stage("motion_fusion"):
-            positions = history_positions(previous_from_current, self.grid)
+            positions = history_positions(previous_from_current, self.grid, self.centred)
             if self.motion is not None:
                 previous = None if state is None else state.tensors["motion"]
                 offsets, new_state["motion"] = self.motion(x, previous, positions)
@@ -75,6 +78,8 @@ class RecurrentFusion(nn.Module):
                 x, learned = self.scene(x, learned)
                 new_state |= zip(_SCENE, learned)
         fused = layers_last(x)
+        if self.gain is not None:
+            fused = voxels + self.gain.view(-1, *([1] * (voxels.dim() - 2))) * (fused - voxels)
         watch.show(scene_fused=fused)
         return FusedVoxels(fused, offsets, inside), new_state
 

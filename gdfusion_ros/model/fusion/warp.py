@@ -17,15 +17,18 @@ def is_flat(grid: VoxelGrid) -> bool:
     return grid.shape[2] == 1
 
 
-def history_positions(previous_from_current: Tensor, grid: VoxelGrid) -> Tensor:
-    """Positions (B, Z, Y, X, 3) or (B, Y, X, 2) of the current cells in the previous grid, by ego motion (B, 4, 4)."""
+def history_positions(previous_from_current: Tensor, grid: VoxelGrid, centred: bool = False) -> Tensor:
+    """Positions (B, Z, Y, X, 3) or (B, Y, X, 2) of the current cells in the previous grid, by ego motion (B, 4, 4).
+
+    ``centred``: a cell's index stands for its centre; otherwise, as in the published networks, for its lower corner.
+    """
     device = previous_from_current.device
     flat = is_flat(grid)
     metric_from_index = torch.eye(4, device=device)
     for axis in range(2 if flat else 3):
-        # Oddity (spec 12.7): a voxel's index stands for its lower corner here, not for its centre.
         metric_from_index[axis, axis] = grid.cell_size[axis]
-        metric_from_index[axis, 3] = grid.minimum[axis]
+        # Oddity (spec 12.7): the published weights know a voxel by its lower corner, not by its centre.
+        metric_from_index[axis, 3] = grid.minimum[axis] + (grid.cell_size[axis] / 2 if centred else 0.0)
     transform = torch.inverse(metric_from_index) @ previous_from_current @ metric_from_index
 
     x, y, z = (torch.arange(n, dtype=torch.float32, device=device) for n in grid.shape)
