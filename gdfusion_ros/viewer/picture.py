@@ -1,0 +1,265 @@
+"""Pictures of a grid without a browser or a display: ray-cast voxels with shadows, and a sheet with the cameras."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
+
+from gdfusion_ros.frame import CameraFrame, CameraView, Image, Occupancy
+from gdfusion_ros.rays import first_hits
+from gdfusion_ros.viewer.colors import ColorBy, drawn, voxel_colors
+
+Array = npt.NDArray[np.float64]
+
+SKY = ((66, 74, 88), (150, 160, 172))
+"""Background colours, top and bottom."""
+SUN = np.array([-0.35, 0.45, 0.82])
+"""Direction towards the light, in ego axes."""
+SHADOW = 0.62
+FACES = np.array([[0.78, 0.86], [0.90, 0.72], [0.55, 1.0]])
+"""Brightness of a cell's faces: axis (x, y, z) by side (minimum, maximum)."""
+EGO = ((-1.0, -0.95, 0.0), (3.6, 0.95, 1.5))
+"""A car's box around the ego frame's origin, in metres, drawn to show where the vehicle is."""
+EGO_COLOR = (235, 235, 240)
+
+
+@dataclass(frozen=True)
+class Viewpoint:
+    """Where the picture is taken from: ego axes (x forward, y left, z up), metres."""
+
+    position: tuple[float, float, float]
+    target: tuple[float, float, float]
+    field_of_view: float
+    """Vertical, in degrees."""
+
+
+BEHIND = Viewpoint((-36.0, 0.0, 30.0), (6.0, 0.0, 0.0), 48.0)
+"""From behind and above, as one looks over a driver's shoulder from a drone."""
+ABOVE = Viewpoint((-0.1, 0.0, 110.0), (0.0, 0.0, 0.0), 42.0)
+"""Straight down, forward is up."""
+
+
+def render_occupancy(
+    occupancy: Occupancy,
+    size: tuple[int, int] = (1280, 720),
+    viewpoint: Viewpoint = BEHIND,
+    color_by: ColorBy = "label",
+    truth: npt.NDArray[np.uint8] | None = None,
+) -> Image:
+    """The grid's occupied voxels as an RGB picture (height, width, 3) of ``size`` (width, height).
+
+    ``truth`` (X, Y, Z) is for ``color_by="error"``, which also draws what was missed.
+    """
+    width, height = size
+    grid = occupancy.grid
+    show = drawn(occupancy, truth if color_by == "error" else None)
+    ego = _ego_cells(occupancy)
+    solid = show | ego
+    position, rays = _pixel_rays(occupancy, size, viewpoint)
+    hits = first_hits(solid, grid, np.broadcast_to(position, rays.shape), rays)
+
+    share = np.linspace(0, 1, height)[:, None, None]
+    picture = np.broadcast_to((1 - share) * SKY[0] + share * SKY[1], (height, width, 3)).reshape(-1, 3).copy()
+    seen = hits.hit
+    cells, depth = hits.cell[seen].astype(np.int64), hits.depth[seen]
+    point = position + rays[seen] * depth[:, None]
+    colors = voxel_colors(occupancy, cells, color_by, truth).astype(np.float64)
+    colors[ego[tuple(cells.T)] & ~show[tuple(cells.T)]] = EGO_COLOR
+    # Black (Occ3D's "others") would hide every edge.
+    colors = np.maximum(colors, 28.0)
+
+    local = (point - np.asarray(grid.minimum)) / np.asarray(grid.cell_size) - cells
+    axis, side = _face(local, rays[seen])
+    light = FACES[axis, side]
+    light *= _outline(local, axis, depth, height, viewpoint, grid.cell_size[0])
+    light *= _shadow(solid, occupancy, point, axis, side)
+    haze = np.clip((depth - 60.0) / 160.0, 0.0, 0.5)[:, None]
+    picture[seen] = (1 - haze) * colors * light[:, None] + haze * np.array(SKY[1])
+    return picture.clip(0, 255).astype(np.uint8).reshape(height, width, 3)
+
+
+def sheet(
+    frame: CameraFrame,
+    occupancy: Occupancy,
+    width: int = 1440,
+    truth: npt.NDArray[np.uint8] | None = None,
+    color_by: ColorBy = "label",
+) -> Image:
+    """One RGB picture that explains itself: cameras that look ahead, the grid, cameras that look back, a legend.
+
+    With ``truth`` (X, Y, Z), ground truth stands beside the prediction.
+    """
+    ahead, back = _rows(frame.views)
+    parts = [_strip(ahead, width)] if ahead else []
+    if truth is None:
+        parts.append(render_occupancy(occupancy, (width, width * 9 // 16), color_by=color_by))
+    else:
+        half = (width // 2, width * 7 // 16)
+        pair = [("prediction", occupancy), ("ground truth", _replaced(occupancy, truth))]
+        parts.append(np.hstack([write_on(render_occupancy(shown, half), name) for name, shown in pair]))
+    if back:
+        parts.append(_strip(back, width))
+    parts.append(_legend(occupancy, parts[-1].shape[1]))
+    widest = max(part.shape[1] for part in parts)
+    return np.vstack([_padded(part, widest) for part in parts])
+
+
+def write_on(picture: Image, text: str) -> Image:
+    """The picture with a line of text in its upper left corner."""
+    image = PillowImage.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    box = draw.textbbox((8, 6), text, font=_font(18))
+    draw.rectangle((0, 0, box[2] + 8, box[3] + 6), fill=(20, 22, 26))
+    draw.text((8, 6), text, font=_font(18), fill=(240, 240, 240))
+    return np.asarray(image)
+
+
+def save_png(picture: Image, path: Path) -> None:
+    """Write an RGB picture; the folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PillowImage.fromarray(picture).save(path)
+
+
+def _replaced(occupancy: Occupancy, labels: npt.NDArray[np.uint8]) -> Occupancy:
+    return replace(occupancy, labels=labels, confidence=None, flow=None)
+
+
+def _grid_from_ego(occupancy: Occupancy) -> Array:
+    """Rotation into the grid's axes. LiDAR axes are x right, y forward; their small tilt does not show in a picture."""
+    if occupancy.grid.frame == "ego":
+        return np.eye(3)
+    return np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _pixel_rays(occupancy: Occupancy, size: tuple[int, int], viewpoint: Viewpoint) -> tuple[Array, Array]:
+    """The eye (3,) and unit directions (height * width, 3) in the grid's axes."""
+    width, height = size
+    forward = np.subtract(viewpoint.target, viewpoint.position)
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    up = np.cross(right, forward)
+    half = np.tan(np.radians(viewpoint.field_of_view) / 2)
+    v = -(np.arange(height) + 0.5 - height / 2) / (height / 2) * half
+    u = (np.arange(width) + 0.5 - width / 2) / (height / 2) * half
+    rays = forward + u[None, :, None] * right + v[:, None, None] * up
+    rays = rays.reshape(-1, 3) @ _grid_from_ego(occupancy).T
+    return _grid_from_ego(occupancy) @ np.asarray(viewpoint.position), rays / np.linalg.norm(
+        rays, axis=1, keepdims=True
+    )
+
+
+def _ego_cells(occupancy: Occupancy) -> npt.NDArray[np.bool_]:
+    corners = np.array(EGO) @ _grid_from_ego(occupancy).T
+    grid = occupancy.grid
+    if grid.frame == "lidar":
+        corners[:, 2] -= 1.84  # the LiDAR's height on nuScenes' cars
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    first = np.floor((low - grid.minimum) / grid.cell_size + 0.5).astype(int).clip(0)
+    last = np.floor((high - grid.minimum) / grid.cell_size + 0.5).astype(int).clip(0)
+    mask = np.zeros(grid.shape, dtype=bool)
+    mask[first[0] : last[0], first[1] : last[1], first[2] : last[2]] = True
+    return mask
+
+
+def _face(local: Array, rays: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Axis and side of the face that a ray entered a cell by; ``local`` is the entry point in cell units."""
+    # The entry face is the one whose plane the point lies on, of those that look towards the ray.
+    side = (rays < 0).astype(np.int64)
+    distance = np.abs(local - side)
+    axis = distance.argmin(axis=1)
+    return axis, np.take_along_axis(side, axis[:, None], axis=1)[:, 0]
+
+
+def _outline(
+    local: Array, axis: npt.NDArray[np.int64], depth: Array, height: int, viewpoint: Viewpoint, cell: float
+) -> Array:
+    """Darker near a face's edges, where cells are large enough on screen for that to help."""
+    pixels = cell * height / (2 * depth * np.tan(np.radians(viewpoint.field_of_view) / 2))
+    edge = np.minimum(local, 1.0 - local)
+    np.put_along_axis(edge, axis[:, None], 1.0, axis=1)
+    strength = 0.22 * np.clip((pixels - 3.0) / 6.0, 0.0, 1.0)
+    return 1.0 - strength * (edge.min(axis=1) * pixels < 0.8)
+
+
+def _shadow(
+    solid: npt.NDArray[np.bool_],
+    occupancy: Occupancy,
+    point: Array,
+    axis: npt.NDArray[np.int64],
+    side: npt.NDArray[np.int64],
+) -> Array:
+    sun = _grid_from_ego(occupancy) @ (SUN / np.linalg.norm(SUN))
+    start = point.copy()
+    rows = np.arange(len(point))
+    start[rows, axis] += (2 * side - 1) * 1e-3
+    away = (2 * side - 1) * sun[axis] <= 0
+    blocked = first_hits(solid, occupancy.grid, start, np.broadcast_to(sun, start.shape)).hit
+    return np.where(blocked | away, SHADOW, 1.0)
+
+
+def _rows(views: Sequence[CameraView]) -> tuple[list[CameraView], list[CameraView]]:
+    """Cameras that look ahead and cameras that look back, each row from the vehicle's left to its right."""
+    yaw = {
+        view.name: float(np.arctan2(view.ego_from_camera[1, 2], view.ego_from_camera[0, 2])) for view in views
+    }
+    ahead = [view for view in views if abs(yaw[view.name]) <= np.pi / 2]
+    back = [view for view in views if abs(yaw[view.name]) > np.pi / 2]
+    ahead.sort(key=lambda view: -yaw[view.name])
+    back.sort(key=lambda view: yaw[view.name] % (2 * np.pi))
+    return ahead, back
+
+
+def _strip(views: Sequence[CameraView], width: int) -> Image:
+    """The cameras' pictures side by side over the whole width, up to three to the full height of a third."""
+    columns = max(len(views), 3)
+    tile = width // columns
+    tiles = []
+    for view in views:
+        height = max(1, round(view.image.shape[0] * tile / view.image.shape[1]))
+        tiles.append(
+            write_on(cv2.resize(view.image, (tile, height), interpolation=cv2.INTER_AREA), view.name)
+        )
+    tallest = max(picture.shape[0] for picture in tiles)
+    strip = np.full((tallest, width, 3), 20, dtype=np.uint8)
+    left = (width - tile * len(tiles)) // 2
+    for k, picture in enumerate(tiles):
+        strip[: picture.shape[0], left + k * tile : left + (k + 1) * tile] = picture
+    return strip
+
+
+def _legend(occupancy: Occupancy, width: int) -> Image:
+    """Colours of the labels, and what the grid is."""
+    entries = [label for label in occupancy.label_set.labels if label.id != occupancy.label_set.free]
+    columns = max(1, width // 170)
+    rows = -(-len(entries) // columns)
+    words = (
+        f"{occupancy.model}  |  weights {occupancy.weights}  |  sequence {occupancy.sequence}, "
+        f"{occupancy.history_frames} frames of history  |  {occupancy.stamp_ns * 1e-9:.3f} s"
+    )
+    lines = textwrap.wrap(words, max(20, width // 8))
+    image = PillowImage.new("RGB", (width, 22 * (rows + len(lines)) + 14), (20, 22, 26))
+    draw = ImageDraw.Draw(image)
+    for k, line in enumerate(lines):
+        draw.text((10, 6 + 22 * k), line, font=_font(14), fill=(230, 230, 230))
+    for k, label in enumerate(entries):
+        left, top = 10 + (k % columns) * 170, 8 + 22 * (len(lines) + k // columns)
+        draw.rectangle((left, top + 2, left + 14, top + 16), fill=label.color, outline=(160, 160, 160))
+        draw.text((left + 20, top), label.name, font=_font(14), fill=(230, 230, 230))
+    return np.asarray(image)
+
+
+def _padded(picture: Image, width: int) -> Image:
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=20)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
