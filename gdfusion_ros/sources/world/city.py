@@ -219,7 +219,7 @@ class _Builder:
         while a + 6.0 < a1:
             width = min(float(rng.uniform(8.0, 22.0)), a1 - a)
             setback = float(rng.choice([0.0, 0.4, 2.0, 4.0]))
-            kind = rng.choice(["house", "garden", "lot"], p=[0.76, 0.16, 0.08])
+            kind = rng.choice(["house", "garden", "lot"], p=[0.80, 0.13, 0.07])
             c0, c1 = sorted((front, front + inward * (depth if kind != "house" else setback)))
             if c1 > c0:
                 yard = {"house": int(rng.choice([GRASS, PAVING])), "garden": GRASS, "lot": TARMAC}[str(kind)]

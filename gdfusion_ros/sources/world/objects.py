@@ -209,14 +209,15 @@ def furnish(layout: Layout, rng: np.random.Generator) -> list[Placement]:
         for side, sign in ((0, -1), (1, 1)):
             heading = (0.0 if side == 0 else np.pi) if street.axis == 0 else (np.pi / 2 if side == 1 else -np.pi / 2)
             kerb = street.center + sign * street.road(side)
-            works = rng.uniform(0, PERIOD) if rng.random() < 0.9 else -1e6
-            length = rng.uniform(14.0, 26.0)
-            if works >= 0.0:
-                inner = kerb - sign * (PARKING_WIDTH if street.parking[side] else 1.2)
-                placed += _road_works(street.axis, works, length, inner, kerb, heading, blocked, rng)
+            works = [float(a) for a in rng.uniform(0, PERIOD, 2) if rng.random() < 0.85]
+            length = float(rng.uniform(12.0, 24.0))
+            inner = kerb - sign * (PARKING_WIDTH if street.parking[side] else 1.2)
+            for begin in works:
+                placed += _road_works(street.axis, begin, length, inner, kerb, heading, blocked, rng)
             if street.parking[side]:
                 for a in np.arange(3.0, PERIOD - 3.0, 6.0):
-                    if blocked(a) or (a - works + 5.0) % PERIOD < length + 10.0 or rng.random() < 0.32:
+                    closed = any((a - begin + 5.0) % PERIOD < length + 10.0 for begin in works)
+                    if blocked(a) or closed or rng.random() < 0.32:
                         continue
                     placed += _parked(street.axis, a, kerb - sign * 1.15, heading, rng)
             for a in np.arange(rng.uniform(5, 25), PERIOD - 8.0, 28.0):

@@ -1,0 +1,134 @@
+"""Training sequences from the made-up world, drawn on first use and kept on disk if a folder is given.
+
+A sequence follows from its number alone, so whether it was just drawn or read back makes no difference.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from gdfusion_ros.frame import CameraFrame
+from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.sources.world import GRID, NUSCENES, TRAINING_SEEDS, GroundTruth, WorldSource
+
+DEPTH_STEP = 0.2
+"""Metres of one step of the stored depth; 255 stands for nothing within reach."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """F consecutive frames with ground truth, as arrays over N cameras and an (X, Y, Z) grid."""
+
+    images: npt.NDArray[np.uint8]
+    """(F, N, H, W, 3) RGB."""
+    depth: npt.NDArray[np.uint8]
+    """(F, N, H, W) optical depth in steps of 0.2 m."""
+    labels: npt.NDArray[np.uint8]
+    """(F, X, Y, Z)."""
+    visible: npt.NDArray[np.bool_]
+    hidden: npt.NDArray[np.bool_]
+    """(F, X, Y, Z): not visible now, seen in an earlier frame."""
+    velocity: npt.NDArray[np.float32]
+    """(F, X, Y, Z, 2) metres per second along the grid's x and y."""
+    intrinsics: npt.NDArray[np.float64]
+    """(N, 3, 3) of the calibrated image."""
+    image_transform: npt.NDArray[np.float64]
+    """(N, 3) scale, left, top."""
+    ego_from_camera: npt.NDArray[np.float64]
+    """(N, 4, 4)."""
+    world_from_ego: npt.NDArray[np.float64]
+    """(F, 4, 4) at the anchor's exposure."""
+    world_from_ego_at_exposure: npt.NDArray[np.float64]
+    """(F, N, 4, 4)."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class WorldSequences:
+    """Training sequences by number. One in four has drifting poses, three in five another rig than nuScenes' own."""
+
+    def __init__(
+        self,
+        frames: int,
+        image_size: tuple[int, int],
+        cache: Path | None = None,
+        grid: VoxelGrid = GRID,
+        first_seed: int = TRAINING_SEEDS,
+    ) -> None:
+        self.frames = frames
+        self.image_size = image_size
+        self.grid = grid
+        self.cache = cache
+        self.first_seed = first_seed
+
+    def __getitem__(self, number: int) -> Sequence:
+        path = None if self.cache is None else self.cache / f"{self.first_seed + number}_{self.frames}.safetensors"
+        if path is not None and path.is_file():
+            return _unpack(load_file(path))
+        sequence = self._draw(self.first_seed + number)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+            save_file(_pack(sequence), temporary)
+            os.replace(temporary, path)
+        return sequence
+
+    def _draw(self, seed: int) -> Sequence:
+        rng = np.random.default_rng([seed, 100])
+        rig = NUSCENES.jittered(rng) if rng.random() < 0.6 else NUSCENES
+        noise = float(rng.uniform(0.02, 0.08)) if rng.random() < 0.25 else 0.0
+        source = WorldSource(seed, self.frames, rig, self.image_size, self.grid, pose_noise=noise)
+        return _stack([*source.pairs()])
+
+
+def _stack(pairs: list[tuple[CameraFrame, GroundTruth]]) -> Sequence:
+    first = pairs[0][0].views
+    return Sequence(
+        images=np.stack([np.stack([view.image for view in frame.views]) for frame, _ in pairs]),
+        depth=np.stack([np.stack([_quantise(depth) for depth in truth.depth]) for _, truth in pairs]),
+        labels=np.stack([truth.labels for _, truth in pairs]),
+        visible=np.stack([truth.visible for _, truth in pairs]),
+        hidden=np.stack([truth.hidden_seen_before for _, truth in pairs]),
+        velocity=np.stack([truth.velocity[..., :2] for _, truth in pairs]),
+        intrinsics=np.stack([view.intrinsics for view in first]),
+        image_transform=np.array([
+            (view.image_transform.scale, view.image_transform.left, view.image_transform.top) for view in first
+        ]),
+        ego_from_camera=np.stack([view.ego_from_camera for view in first]),
+        world_from_ego=np.stack([frame.world_from_ego for frame, _ in pairs]),
+        world_from_ego_at_exposure=np.stack([
+            np.stack([view.world_from_ego for view in frame.views]) for frame, _ in pairs
+        ]),
+    )
+
+
+def _quantise(depth: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.minimum(np.where(np.isfinite(depth), depth, 1e6) / DEPTH_STEP, 255).astype(np.uint8)
+
+
+def _pack(sequence: Sequence) -> dict[str, np.ndarray]:
+    """The arrays to store: masks as bits, velocities only where something moves."""
+    arrays = dict(vars(sequence))
+    moving = np.flatnonzero(np.abs(sequence.velocity).max(-1).reshape(-1) > 0)
+    arrays["velocity"] = sequence.velocity.reshape(-1, 2)[moving]
+    arrays["moving"] = moving.astype(np.int32)
+    for name in ("visible", "hidden"):
+        arrays[name] = np.packbits(arrays[name].reshape(-1))
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> Sequence:
+    shape = arrays["labels"].shape
+    velocity = np.zeros((int(np.prod(shape)), 2), dtype=np.float32)
+    velocity[arrays.pop("moving")] = arrays["velocity"]
+    arrays["velocity"] = velocity.reshape(*shape, 2)
+    for name in ("visible", "hidden"):
+        arrays[name] = np.unpackbits(arrays[name], count=int(np.prod(shape))).astype(bool).reshape(shape)
+    return Sequence(**arrays)
