@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -198,7 +198,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of a published checkpoint (mmcv form). Code inside the file is refused, never run."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is refused: it holds more than tensors, or is damaged ({reason})") from error
     except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
