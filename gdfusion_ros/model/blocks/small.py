@@ -1,0 +1,115 @@
+"""Blocks of the small network: a narrow image encoder, a depth net that knows the ground, and a flat voxel encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points
+from gdfusion_ros.model.blocks.depth import DepthOutput
+from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
+
+STRIDE = 8
+"""Image pixels of one cell of the image features."""
+_RAY_VALUES = 6
+
+
+class SmallImageEncoder(nn.Module):
+    """Four halvings of the image, and back to one eighth of it."""
+
+    def __init__(self, channels: tuple[int, int, int, int], outputs: int) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = channels
+        self.stem = ConvNorm(3, half, 3, dims=2, stride=2)
+        self.quarter = nn.Sequential(ConvNorm(half, quarter, 3, dims=2, stride=2), ImageResidual(quarter, quarter))
+        self.eighth = nn.Sequential(ConvNorm(quarter, eighth, 3, dims=2, stride=2), ImageResidual(eighth, eighth))
+        self.sixteenth = nn.Sequential(
+            ConvNorm(eighth, sixteenth, 3, dims=2, stride=2),
+            ImageResidual(sixteenth, sixteenth),
+            ImageResidual(sixteenth, sixteenth),
+        )
+        self.lateral = ConvNorm(eighth, outputs, 1, dims=2, relu=False)
+        self.coarse = ConvNorm(sixteenth, outputs, 1, dims=2, relu=False)
+        self.smooth = ConvNorm(outputs, outputs, 3, dims=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B * N, 3, H, W) to (B * N, outputs, H / 8, W / 8)."""
+        eighth = self.eighth(self.quarter(self.stem(images)))
+        coarse = self.coarse(self.sixteenth(eighth))
+        coarse = nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
+        smoothed: Tensor = self.smooth((self.lateral(eighth) + coarse).relu())
+        return smoothed
+
+
+class SmallDepthNet(nn.Module):
+    """Depth, geometry logits and context of each cell, from image features and the cell's ray."""
+
+    def __init__(self, inputs: int, bins: int, context_channels: int, geometry: bool) -> None:
+        super().__init__()
+        self.mix = ConvNorm(inputs + _RAY_VALUES, inputs, 3, dims=2)
+        self.depth_head = nn.Conv2d(inputs, bins, 1)
+        self.geometry_head = nn.Conv2d(inputs, bins, 1) if geometry else None
+        self.context_head = nn.Conv2d(inputs, context_channels, 1)
+
+    def forward(self, features: Tensor, rays: Tensor) -> DepthOutput:
+        """From features (B * N, C, h, w) and what ``ray_values`` gives."""
+        x = self.mix(torch.cat([features, rays], dim=1))
+        probabilities = self.depth_head(x).softmax(dim=1)
+        geometry = None if self.geometry_head is None else self.geometry_head(x)
+        # Lifted features are sums over pixels: they begin at zero, where nothing was seen, and only grow.
+        return DepthOutput(probabilities, probabilities, self.context_head(x).relu(), geometry, None)
+
+
+def cell_pixels(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(h, w, 2) network pixels (x, y) of the middles of the image features' cells."""
+    y, x = (STRIDE * torch.arange(n, dtype=torch.float32, device=device) + (STRIDE - 1) / 2 for n in size)
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+
+
+def ray_values(pixels: Tensor, rig: CameraRig) -> Tensor:
+    """(B * N, 6, h, w): where each cell's ray goes and where it would meet a flat ground.
+
+    The direction per metre of depth in the grid's frame (3), the inverse of the ground's depth in 1/m, times ten,
+    that depth itself over 50 m, and the focal length in network pixels over 256.
+    """
+    batch, cameras, h, w = pixels.shape[:4]
+    rays = grid_points(pixels, pixels.new_ones(pixels.shape[:-1]), rig) - rig.translation[:, :, None, None]
+    height = rig.translation[..., 2, None, None].clamp_min(0.3)
+    inverse = (-rays[..., 2] / height).clamp(0.0, 1.0)
+    focal = (rig.intrinsics[..., 0, 0] * rig.image_rotation[..., 0, 0] / 256.0)[..., None, None].expand(inverse.shape)
+    depth = (1.0 / inverse.clamp_min(0.02)) / 50.0
+    values = torch.stack([*rays.unbind(-1), inverse * 10.0, depth, focal], dim=2)
+    return values.view(batch * cameras, _RAY_VALUES, h, w)
+
+
+class FlatEncoder(nn.Module):
+    """A U-Net over the bird's-eye view: the heights of a voxel volume are channels here."""
+
+    def __init__(self, inputs: int, channels: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        fine, middle, coarse = channels
+        self.flatten = ConvNorm(inputs, fine, 1, dims=2)
+        self.fine = ImageResidual(fine, fine)
+        self.middle = nn.Sequential(ConvNorm(fine, middle, 3, dims=2, stride=2), ImageResidual(middle, middle))
+        self.coarse = nn.Sequential(
+            ConvNorm(middle, coarse, 3, dims=2, stride=2), ImageResidual(coarse, coarse), ImageResidual(coarse, coarse)
+        )
+        self.from_coarse = ConvNorm(coarse, middle, 1, dims=2, relu=False)
+        self.merge_middle = ConvNorm(middle, middle, 3, dims=2)
+        self.from_middle = ConvNorm(middle, fine, 1, dims=2, relu=False)
+        self.merge_fine = ConvNorm(fine, fine, 3, dims=2)
+        self.out = nn.Conv2d(fine, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, Y, X) to (B, outputs, Y, X)."""
+        fine = self.fine(self.flatten(x))
+        middle = self.middle(fine)
+        coarse = self.from_coarse(self.coarse(middle))
+        middle = self.merge_middle((middle + _resize(coarse, middle)).relu())
+        fine = self.merge_fine((fine + _resize(self.from_middle(middle), fine)).relu())
+        out: Tensor = self.out(fine)
+        return out
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,115 @@
+"""gdfusion-small: all four temporal cues in a network that a CPU runs in real time, with a supervised flow head.
+
+The cues and their state are those of the large networks; everything else is narrow: one eighth of a small image,
+voxels of 0.8 m, an encoder that works on the bird's-eye view. Trained on the made-up world (``gdfusion train``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gdfusion_ros.model.blocks.cameras import depth_values, grid_points
+from gdfusion_ros.model.blocks.lifting import splat
+from gdfusion_ros.model.blocks.small import FlatEncoder, SmallDepthNet, SmallImageEncoder, cell_pixels, ray_values
+from gdfusion_ros.model.config import ModelConfig
+from gdfusion_ros.model.fusion.geometry import GeometryFusion
+from gdfusion_ros.model.fusion.temporal import temporal_fusion
+from gdfusion_ros.model.network import NetworkInput, NetworkOutput
+from gdfusion_ros.model.networks.carried import fuse_geometry, next_state
+from gdfusion_ros.model.state import TemporalState
+from gdfusion_ros.model.watch import Watch
+
+
+@dataclass(frozen=True)
+class SmallArchitecture:
+    """Settings of this family."""
+
+    image_channels: tuple[int, int, int, int] = (24, 40, 80, 128)
+    """At one half, quarter, eighth and sixteenth of the image."""
+    feature_channels: int = 80
+    voxel_channels: int = 24
+    encoder_channels: tuple[int, int, int] = (48, 80, 112)
+    """At the grid's cell size, and at two and four times it."""
+    head_channels: int = 48
+
+
+class Small(nn.Module):
+    """Images to voxel logits and velocities, one frame after the other."""
+
+    Architecture = SmallArchitecture
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        a: SmallArchitecture = config.architecture
+        self.grid = config.grid.features
+        self.register_buffer("depths", depth_values(config.depth), persistent=False)
+        channels, layers = a.voxel_channels, self.grid.shape[2]
+        self.classes = len(config.labels.labels.labels) + 1
+
+        self.image_encoder = SmallImageEncoder(a.image_channels, a.feature_channels)
+        self.depth_net = SmallDepthNet(
+            a.feature_channels, config.depth.count, channels, config.temporal.uses_geometry
+        )
+        self.geometry_fusion = (
+            GeometryFusion(depth_values(config.depth), (config.image.height, config.image.width), config.temporal.gains)
+            if config.temporal.uses_geometry
+            else None
+        )
+        self.temporal = temporal_fusion(channels, self.grid, config.temporal)
+        self.encoder = FlatEncoder(channels * layers, a.encoder_channels, channels * layers)
+        # Class logits, then the velocity along x and y.
+        self.head = nn.Sequential(
+            nn.Linear(channels, a.head_channels), nn.ReLU(), nn.Linear(a.head_channels, self.classes + 2)
+        )
+
+    def forward(
+        self, frame: NetworkInput, state: TemporalState | None, watch: Watch | None = None
+    ) -> tuple[NetworkOutput, TemporalState]:
+        """Logits (B, 1 + classes, Y, X, Z) and velocities of a batch of frames, and the state for the next.
+
+        ``state`` is None at a sequence's start.
+        """
+        watch = watch or Watch()
+        batch = frame.images.shape[:2]
+        rig, motion = frame.rig, frame.motion
+
+        with watch.stage("image_encoder"):
+            images = self.image_encoder(frame.images.flatten(0, 1))
+        watch.show(image_features=images)
+        size = (images.shape[-2], images.shape[-1])
+        pixels = cell_pixels(size, images.device).expand(*batch, *size, 2)
+        with watch.stage("depth_net"):
+            depth = self.depth_net(images, ray_values(pixels, rig))
+        watch.show(depth=depth.probabilities, context=depth.context)
+        with watch.stage("geometry_fusion"):
+            geometry, geometry_state = fuse_geometry(self.geometry_fusion, depth, state, rig, motion)
+        watch.show(geometry=geometry)
+
+        with watch.stage("lifting"):
+            bins = len(self.depths)
+            along = pixels[:, :, None].expand(*batch, bins, *size, 2)
+            points = grid_points(along, self.depths[:, None, None].expand(along.shape[:-1]), rig)
+            context, weights = depth.context.unflatten(0, batch), geometry.unflatten(0, batch)
+            voxels = splat(context, points, weights, self.grid, trilinear=False)
+        watch.show(voxel_before_fusion=voxels)
+
+        fused, voxel_state = self.temporal(voxels, state, motion.previous_from_current, watch)
+
+        with watch.stage("encoder"):
+            encoded = self._encode(fused.voxels)
+        watch.show(encoded=encoded)
+        with watch.stage("head"):
+            values: Tensor = self.head(encoded.permute(0, 2, 3, 4, 1))
+        logits, velocity = values[..., : self.classes].movedim(-1, 1), values[..., self.classes :]
+        watch.show(logits=logits)
+
+        new_state = next_state(state, voxel_state, geometry_state, None)
+        return NetworkOutput(logits, depth.probabilities, fused.offsets, fused.inside, velocity), new_state
+
+    def _encode(self, voxels: Tensor) -> Tensor:
+        """(B, C, Y, X, Z) through the encoder with the heights as channels, and back."""
+        b, c, y, x, z = voxels.shape
+        flat = self.encoder(voxels.permute(0, 1, 4, 2, 3).reshape(b, c * z, y, x))
+        return flat.view(b, c, z, y, x).permute(0, 1, 3, 4, 2)
