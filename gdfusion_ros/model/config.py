@@ -22,10 +22,21 @@ class ImageConfig:
 
     height: int
     width: int
+    normalisation: Literal["imagenet", "caffe"] = "imagenet"
+    """``imagenet``: mean and deviation of ImageNet. ``caffe``: only the mean is taken off."""
+    padded: bool = False
+    """The image is padded at the bottom and the right to multiples of 32, with the mean colour."""
 
     def __post_init__(self) -> None:
-        if self.height % 32 or self.width % 32 or self.height < 32 or self.width < 32:
+        if min(self.height, self.width) < 32:
+            raise ValueError(f"height and width must be at least 32, not {self.height} x {self.width}")
+        if not self.padded and (self.height % 32 or self.width % 32):
             raise ValueError(f"height and width must be multiples of 32, not {self.height} x {self.width}")
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Height and width of what goes into the network, padding included."""
+        return -(-self.height // 32) * 32, -(-self.width // 32) * 32
 
 
 @dataclass(frozen=True)
@@ -177,15 +188,23 @@ class ModelConfig:
     """In the network's order."""
     image: ImageConfig
     grid: GridConfig
-    depth: DepthBins
     architecture: Any
     """The family's own settings: its ``Architecture`` dataclass."""
+    depth: DepthBins | None = None
+    """None for networks that estimate no depth."""
     temporal: TemporalConfig = TemporalConfig()
     weights: WeightsConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ValueError(f"cameras must be a list of different names, not {list(self.cameras)}")
+
+    @property
+    def depth_bins(self) -> DepthBins:
+        """The depth hypotheses of a network that needs some. Raises UserError when the model file has none."""
+        if self.depth is None:
+            raise UserError(f"{self.name}: a network of the family {self.family} needs the setting 'depth'")
+        return self.depth
 
 
 def load_config(model: str | Path) -> ModelConfig:

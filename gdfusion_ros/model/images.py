@@ -40,6 +40,20 @@ def prepare_view(view: CameraView, config: ImageConfig) -> CameraView:
     return replace(view, image=np.ascontiguousarray(cropped), image_transform=transform)
 
 
+def network_image(image: Image, config: ImageConfig) -> npt.NDArray[np.float32]:
+    """(3, H, W) float32 of a prepared image (height, width, 3) uint8 RGB: normalised, then padded where wanted."""
+    if config.normalisation == "caffe":
+        # MEAN in the order of the channels, blue first: unlike the networks below.
+        normalised = image[..., ::-1].astype(np.float32) - MEAN[::-1].astype(np.float32)
+        normalised = np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    else:
+        normalised = normalise_image(image)
+    height, width = config.network_size
+    rows, columns = height - normalised.shape[1], width - normalised.shape[2]
+    # Zero after the mean was taken off: the padding has the mean colour, not black.
+    return np.pad(normalised, ((0, 0), (0, rows), (0, columns))) if rows or columns else normalised
+
+
 def normalise_image(image: Image) -> npt.NDArray[np.float32]:
     """(3, H, W) float32 of an image (H, W, 3) uint8 RGB."""
     # Oddity (spec 12.5): the channels are blue, green, red, but the constants stay in the order red, green, blue.

@@ -19,7 +19,7 @@ from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.config import ModelConfig, load_config
-from gdfusion_ros.model.images import normalise_image, prepare_view
+from gdfusion_ros.model.images import network_image, prepare_view
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks import FAMILIES
 from gdfusion_ros.model.state import TemporalState
@@ -72,7 +72,7 @@ class OccupancyModel:
         if state is not None and state.model != self.name:
             raise ValueError(f"the temporal state is of the model {state.model!r}, not of {self.name!r}")
         with watch.stage("preprocess"):
-            poses = self._poses(frame)
+            poses = self.ego_poses(frame)
             batch = self._network_input(frame, poses, None if state is None else state.poses)
         with torch.inference_mode():
             output, new_state = self.network(batch, state, watch)
@@ -88,8 +88,9 @@ class OccupancyModel:
         except KeyError as error:
             raise ValueError(f"{self.name} needs the cameras {', '.join(self.cameras)}: {error.args[0]}") from error
 
-    def _poses(self, frame: CameraFrame) -> dict[str, Matrix]:
-        """float64 poses of a frame, which the next frame's ego motion is made from."""
+    def ego_poses(self, frame: CameraFrame) -> dict[str, Matrix]:
+        """float64 poses of a frame that ego motion to the next one is made from: ``world_from_history`` (4, 4), the
+        pose that the history moves by, and ``world_from_camera`` (N, 4, 4), each at its own exposure."""
         cameras = np.stack([view.world_from_ego @ view.ego_from_camera for view in self._views(frame)])
         if self.config.temporal.warp == "grid":
             return {"world_from_history": self._world_from_grid(frame), "world_from_camera": cameras}
@@ -113,18 +114,15 @@ class OccupancyModel:
         self, frame: CameraFrame, poses: Mapping[str, Matrix], previous: Mapping[str, Matrix] | None
     ) -> NetworkInput:
         views = [self.prepare(view) for view in self._views(frame)]
-        images = np.stack([normalise_image(view.image) for view in views])
+        images = np.stack([network_image(view.image, self.config.image) for view in views])
         previous = poses if previous is None else previous
+        # In float64: far from the map's origin, neighbouring float32 numbers are decimetres apart.
         motion = EgoMotion(
-            self._tensor(inverse(previous["world_from_history"]) @ poses["world_from_history"]),
-            self._tensor(
-                np.stack([
-                    inverse(then) @ now
-                    for then, now in zip(previous["world_from_camera"], poses["world_from_camera"])
-                ])
-            ),
+            self._tensor(np.linalg.inv(previous["world_from_history"]) @ poses["world_from_history"]),
+            self._tensor(np.linalg.inv(previous["world_from_camera"]) @ poses["world_from_camera"]),
         )
-        grid_from_camera = inverse(self._world_from_grid(frame)) @ poses["world_from_camera"]
+        grid_from_world = inverse(self._world_from_grid(frame))
+        grid_from_camera = np.stack([grid_from_world @ v.world_from_ego @ v.ego_from_camera for v in views])
         transforms = [view.image_transform for view in views]
         rig = CameraRig(
             intrinsics=self._tensor(np.stack([view.intrinsics for view in views])),

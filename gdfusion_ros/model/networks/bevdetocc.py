@@ -42,12 +42,12 @@ class BEVDetOcc(nn.Module):
         a: BEVDetOccArchitecture = config.architecture
         self.grid = config.grid.features
         self.image_size = (config.image.height, config.image.width)
-        self.register_buffer("depths", depth_values(config.depth), persistent=False)
+        self.register_buffer("depths", depth_values(config.depth_bins), persistent=False)
 
         self.image_encoder = ImageEncoder()
-        self.depth_net = DepthNet(a.depth_net, 256, config.depth.count, a.voxel_channels, config.temporal)
+        self.depth_net = DepthNet(a.depth_net, 256, config.depth_bins.count, a.voxel_channels, config.temporal)
         self.geometry_fusion = (
-            GeometryFusion(depth_values(config.depth), self.image_size) if config.temporal.uses_geometry else None
+            GeometryFusion(depth_values(config.depth_bins), self.image_size) if config.temporal.uses_geometry else None
         )
         self.placement = VoxelPlacement(self.grid)
         self.refine = VoxelResidual(a.voxel_channels, a.voxel_channels, project=True)

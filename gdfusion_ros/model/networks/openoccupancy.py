@@ -100,19 +100,19 @@ class OpenOccupancy(nn.Module):
         self.grid = config.grid.features
         self.output_shape = config.grid.output.shape
         self.image_size = (config.image.height, config.image.width)
-        depths = depth_values(config.depth)
+        depths = depth_values(config.depth_bins)
         self.register_buffer("depths", depths, persistent=False)
 
         self.backbone = ResNet50()
         self.image_neck = SecondFpn()
         inputs = _NECK_WIDTH * len(_STAGE_CHANNELS)
-        self.depth_net = DepthNet(a.depth_net, inputs, config.depth.count, a.voxel_channels, config.temporal)
+        self.depth_net = DepthNet(a.depth_net, inputs, config.depth_bins.count, a.voxel_channels, config.temporal)
         self.geometry_fusion = (
             GeometryFusion(depths, self.image_size, config.temporal.gains)
             if config.temporal.uses_geometry
             else None
         )
-        self.placement = FrustumPlacement(self.grid, config.depth, self.image_size)
+        self.placement = FrustumPlacement(self.grid, config.depth_bins, self.image_size)
         self.temporal = temporal_fusion(a.voxel_channels, self.grid, config.temporal)
         self.encoder = VoxelPyramidEncoder(a.voxel_channels, a.encoder)
         self.neck = VoxelFeaturePyramid(a.encoder)

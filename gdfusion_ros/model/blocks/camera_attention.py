@@ -1,0 +1,98 @@
+"""Queries in space that look into the cameras which see them (surroundocc-spec.md 4, cotr-spec.md 5.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gdfusion_ros.model.blocks.cameras import CameraRig
+from gdfusion_ros.model.blocks.deformable import DeformableHeads, deformable_attention
+
+_NEAREST = 1e-5
+"""Metres: what has less depth is not seen."""
+
+
+class Projection(NamedTuple):
+    """Where points in space lie in the images."""
+
+    places: Tensor
+    """(B, N, Q, 2): x and y in 0..1 from border to border of the network's image; anything where not visible."""
+    visible: Tensor
+    """(B, N, Q) bool."""
+
+
+def project(points: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> Projection:
+    """Points (Q, 3) in metres in the grid's frame, projected into all cameras."""
+    # The small matrices are worth float64: an error in them moves all points.
+    image = rig.image_rotation.double() @ rig.intrinsics.double()
+    image = image + _last_column(rig.image_translation.double())
+    camera_from_grid = rig.rotation.double().transpose(-1, -2)
+    origin = -camera_from_grid @ rig.translation.double()[..., None]
+    pixels_from_grid = (image @ torch.cat([camera_from_grid, origin], dim=-1)).float()  # (B, N, 3, 4)
+    inverse_augmentation = torch.inverse(rig.augmentation)  # (B, 3, 3)
+    unmoved = points @ inverse_augmentation.transpose(-1, -2)  # (B, Q, 3)
+    homogeneous = torch.cat([unmoved, torch.ones_like(unmoved[..., :1])], dim=-1)
+    seen = homogeneous[:, None] @ pixels_from_grid.transpose(-1, -2)  # (B, N, Q, 3)
+    depth = seen[..., 2:]
+    height, width = image_size
+    places = seen[..., :2] / depth.clamp(min=_NEAREST) / seen.new_tensor([width, height])
+    visible = (depth[..., 0] > _NEAREST) & ((places > 0) & (places < 1)).all(dim=-1)
+    return Projection(places, visible)
+
+
+def _last_column(vectors: Tensor) -> Tensor:
+    """(..., 3, 3) matrices that are zero but for their last column: what is added to u and v by depth."""
+    zeros = torch.zeros_like(vectors)
+    return torch.stack([zeros, zeros, vectors], dim=-1)
+
+
+class CameraAttention(nn.Module):
+    """Deformable attention of queries into the images of the cameras that see them, averaged over these cameras.
+
+    Cameras are dealt with one by one, and in each only the queries that it sees.
+    """
+
+    def __init__(self, channels: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.deformable_attention = DeformableHeads(channels, heads, points)
+        self.output_proj = nn.Linear(channels, channels)
+
+    def forward(self, queries: Tensor, tokens: Tensor, size: tuple[int, int], projection: Projection) -> Tensor:
+        """(B, Q, C), to be added to the queries.
+
+        ``queries`` (B, Q, C); ``tokens`` (B, N, h * w, C) of the cameras' maps of ``size`` (h, w). The offsets and
+        weights are a query's own, the same in all cameras.
+        """
+        heads = self.deformable_attention
+        offsets = heads.offsets(queries) / queries.new_tensor([size[1], size[0]])
+        weights = heads.weights(queries)
+        # The output's layer comes after the average, so its bias reaches also what no camera sees.
+        averages = []
+        for b in range(len(queries)):
+            total = queries.new_zeros(queries.shape[1:])
+            for n in range(tokens.shape[1]):
+                index = projection.visible[b, n].nonzero().squeeze(1)
+                value = heads.values(tokens[b, n : n + 1], size)
+                places = projection.places[b, n, index][:, None, None, None] + offsets[b, index]
+                seen = deformable_attention([value], places[None], weights[b : b + 1, index])
+                total = total.index_add(0, index, seen[0])
+            averages.append(total / projection.visible[b].sum(dim=0).clamp(min=1)[:, None])
+        result: Tensor = self.output_proj(torch.stack(averages))
+        return result
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between them; entries ``layers.0.0`` and ``layers.1``."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Sequential(nn.Linear(channels, hidden), nn.ReLU()), nn.Linear(hidden, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels), to be added to ``x``."""
+        result: Tensor = self.layers(x)
+        return result
