@@ -120,6 +120,11 @@ class OccupancyStream:
         """Let the next frame begin a new sequence."""
         self._pending_reset = reason
 
+    def forget(self, reason: str) -> None:
+        """Drop the temporal state at once, as when memory runs out; the next frame begins a new sequence."""
+        self.state = None
+        self.reset(reason)
+
     def step(self, frame: CameraFrame) -> Occupancy:
         """The occupancy at ``frame``, seen from it and from the sequence's frames before it.
 

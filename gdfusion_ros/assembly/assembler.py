@@ -123,6 +123,14 @@ class FrameAssembler:
         self._skipped = False
         self._skipped_in_resolve = False
 
+    def configure(self, settings: AssemblySettings) -> None:
+        """Go on with other settings; frames under way are made by the new ones."""
+        self.settings = settings
+        self._tolerance_ns = round(settings.sync_tolerance * SECOND)
+        self._key_frames.period_ns = round(settings.inference_period * SECOND)
+        for queue in self._queues.values():
+            queue.tolerance_ns = self._tolerance_ns
+
     # What comes in.
 
     def handle_image(self, camera: str, message: Message, now_ns: int | None = None) -> None:

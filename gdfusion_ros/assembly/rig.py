@@ -14,6 +14,7 @@ import yaml
 from gdfusion_ros.assembly.calibration import Calibration, CalibrationError, checked
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.geometry import Matrix, transform
+from gdfusion_ros.share import share_dir
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,19 @@ class Rig:
     def names(self) -> tuple[str, ...]:
         """The cameras' names, in the rig's order."""
         return tuple(camera.name for camera in self.cameras)
+
+
+def find_topics(name: str) -> Path:
+    """The topics file of a preset in config/topics/, or the path itself; UserError lists the presets."""
+    presets = share_dir() / "config" / "topics"
+    preset = presets / f"{name}.yaml"
+    if preset.is_file():
+        return preset
+    path = Path(name)
+    if path.is_file():
+        return path
+    names = ", ".join(sorted(file.stem for file in presets.glob("*.yaml")))
+    raise UserError(f"there are no topics {name!r}: give a YAML file or one of the presets {names}")
 
 
 _RIG_KEYS = {"anchor", "transport", "base_frame", "fixed_frame", "motion", "odometry_topic", "lidar_frame"}

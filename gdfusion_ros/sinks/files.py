@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def save_occupancy(occupancy: Occupancy, path: Path) -> None:
     ``weights``, ``cameras``, ``cameras_used``, ``state_bytes``; and where the network gives them
     ``confidence`` (X, Y, Z) uint8, ``flow`` (X, Y, Z, 3) float32, ``flow_valid`` (X, Y, Z) and ``flow_kind``.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         "labels": occupancy.labels,
         "stamp_ns": np.int64(occupancy.stamp_ns),
         "sequence": np.int64(occupancy.sequence),
