@@ -17,21 +17,31 @@ if TYPE_CHECKING:
     from gdfusion_ros.assembly.rig import Rig
     from gdfusion_ros.frame import CameraFrame
 
+
 def add_rig_arguments(parser: argparse.ArgumentParser) -> None:
     """``--topics``, ``--calibration`` and the settings of the assembly."""
     parser.add_argument(
-        "--topics", default="nuscenes", help="preset in config/topics/ or path to a YAML like it (%(default)s)"
+        "--topics",
+        default="nuscenes",
+        help="preset in config/topics/ or path to a YAML like it (%(default)s)",
     )
-    parser.add_argument("--calibration", type=Path, help="YAML with calibrations, for cameras without CameraInfo or TF")
+    parser.add_argument(
+        "--calibration", type=Path, help="YAML with calibrations, for cameras without CameraInfo or TF"
+    )
     parser.add_argument("--period", type=float, default=0.5, help="seconds between frames (%(default)s)")
     parser.add_argument(
-        "--missing-camera", choices=("skip", "blank"), default="skip", help="what a missing image does (%(default)s)"
+        "--missing-camera",
+        choices=("skip", "blank"),
+        default="skip",
+        help="what a missing image does (%(default)s)",
     )
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on the last line"
+    )
 
 
 def rig_of(args: argparse.Namespace) -> tuple[Rig, AssemblySettings]:
@@ -44,7 +54,8 @@ def rig_of(args: argparse.Namespace) -> tuple[Rig, AssemblySettings]:
 
 
 def source_of(name: str, args: argparse.Namespace) -> Iterable[CameraFrame]:
-    """The frames of a recording, of a folder with frames.json, or of the made-up world (`world` or `world:SEED`).
+    """The frames of a recording, of a folder with frames.json, or of the made-up world (`world` or
+    `world:SEED`).
 
     UserError when it is none of these.
     """

@@ -4,13 +4,14 @@
   gdfusion replay BAG --rate 0.5 --start 10 --loop
   gdfusion replay BAG --clock --paced      each key frame waits for the grid of the last: nothing is dropped
 
-Messages are sent as they were recorded, byte for byte. The shared-memory profile in config/fastdds_shm.xml is used,
-without which a third of six cameras' images gets lost.
+Messages are sent as they were recorded, byte for byte. The shared-memory profile in config/fastdds_shm.xml is
+used, without which a third of six cameras' images gets lost.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import threading
 import time
@@ -23,11 +24,15 @@ from gdfusion_ros.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("bag", type=Path, help="the recording")
-    parser.add_argument("--rate", type=float, default=1.0, help="times the recorded speed; 0: no waiting (%(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="times the recorded speed; 0: no waiting (%(default)s)"
+    )
     parser.add_argument("--loop", action="store_true", help="begin again at the end, until interrupted")
     parser.add_argument("--start", type=float, default=0.0, help="seconds into the recording (%(default)s)")
     parser.add_argument("--clock", action="store_true", help="publish /clock, for nodes with use_sim_time")
-    parser.add_argument("--paced", action="store_true", help="wait for each key frame's grid before the next is sent")
+    parser.add_argument(
+        "--paced", action="store_true", help="wait for each key frame's grid before the next is sent"
+    )
     parser.add_argument(
         "--grids", default="/gdfusion/occupancy", help="where the grids come, for --paced (%(default)s)"
     )
@@ -35,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=300.0, help="seconds a grid may take, for --paced (%(default)s)"
     )
     parser.add_argument(
-        "--wait", type=float, default=5.0, help="seconds to wait at most for somebody to subscribe (%(default)s)"
+        "--wait",
+        type=float,
+        default=5.0,
+        help="seconds to wait at most for somebody to subscribe (%(default)s)",
     )
     add_rig_arguments(parser)
     add_json_argument(parser)
@@ -65,10 +73,8 @@ def run(args: argparse.Namespace) -> int:
         executor.add_node(node)
 
         def spin() -> None:
-            try:
+            with contextlib.suppress(ExternalShutdownException):
                 executor.spin()
-            except ExternalShutdownException:
-                pass
 
         spinner = threading.Thread(target=spin, daemon=True)
         spinner.start()

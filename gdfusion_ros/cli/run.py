@@ -1,7 +1,7 @@
 """Run a recording, a folder of frames, or the made-up world through a network offline, without ROS.
 
-A recording goes through the same assembly as in the live node, so its grids equal those that the node publishes when
-the recording is replayed to it.
+A recording goes through the same assembly as in the live node, so its grids equal those that the node
+publishes when the recording is replayed to it.
 
   gdfusion run BAG --model bevdetocc-gf --weights random:0 --out grids
   gdfusion run FOLDER_WITH_FRAMES_JSON --out grids
@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> int:
     source = source_of(args.source, args)
     if args.out is not None and args.out.exists() and any(args.out.glob("*.npz")):
         raise UserError(f"{args.out} has .npz files already: choose another folder or remove them")
-    stream = OccupancyStream(
-        load(args), SequenceRules(restart_after_missing=args.missing_camera == "skip")
-    )
+    stream = OccupancyStream(load(args), SequenceRules(restart_after_missing=args.missing_camera == "skip"))
     state_bytes, timings = [], []
     total = min(n for n in (len(source), args.frames) if n) if isinstance(source, Sized) else args.frames
     for number, frame in enumerate(tqdm(source, total=total, unit="frame", desc="run", disable=None)):

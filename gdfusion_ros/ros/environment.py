@@ -18,7 +18,9 @@ def use_shared_memory(environment: MutableMapping[str, str] | None = None) -> No
     profile = str(share_dir() / "config" / "fastdds_shm.xml")
     # Fast DDS 3 (Kilted, rclpy 9) warns of the old name, which is the only one that Jazzy and Humble know.
     old = int(version("rclpy").split(".")[0]) < 8
-    environment.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE", profile)
+    environment.setdefault(
+        "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE", profile
+    )
 
 
 def stay_on_this_machine(environment: MutableMapping[str, str] | None = None) -> None:
