@@ -40,11 +40,11 @@ $(VENV)/ready: pyproject.toml setup.py constraints.txt CMakeLists.txt package.xm
 		"on Debian and Ubuntu: sudo apt install python3-dev" >&2; exit 1; }
 	@command -v c++ >/dev/null && command -v cc >/dev/null || { echo "error: a C++ compiler is missing;" \
 		"on Debian and Ubuntu: sudo apt install build-essential" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $(PYTHON): about 2 GB and some minutes, once."
+	@echo "Setting up $(VENV) with $(PYTHON): about 3 GB and some minutes, once."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN) pip install --quiet --constraint constraints.txt pip
 	$(RUN) pip install --quiet --constraint constraints.txt --group build --group dev
-	$(RUN) pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[nuscenes]'
+	$(RUN) pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[nuscenes,ray,rerun,viewer]'
 	@touch $@
 
 clean:
