@@ -41,7 +41,7 @@ def _fixed(
 
 PARAMETERS: tuple[Entry, ...] = (
     # What runs.
-    _fixed("model", "bevdetocc-gf", "Network: a name in config/models/ or a path to a model YAML."),
+    _fixed("model", "gdfusion-small", "Network: a name in config/models/ or a path to a model YAML."),
     _fixed(
         "weights",
         "default",
