@@ -99,8 +99,9 @@ class DepthBins:
 class TemporalConfig:
     """What a frame takes from the frames before it."""
 
-    history: Literal["recurrent", "stacked", "none"] = "recurrent"
-    """``recurrent``: GDFusion. ``stacked``: the last ``stacked_frames`` feature volumes. ``none``: single frames."""
+    history: Literal["recurrent", "stacked", "previous", "none"] = "recurrent"
+    """``recurrent``: GDFusion. ``stacked``: the last ``stacked_frames`` feature volumes. ``previous``: the frame
+    before, placed anew in this frame's grid (COTR). ``none``: single frames."""
     voxel: bool = True
     scene: bool = True
     motion: bool = True

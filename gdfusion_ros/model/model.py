@@ -73,11 +73,11 @@ class OccupancyModel:
             raise ValueError(f"the temporal state is of the model {state.model!r}, not of {self.name!r}")
         with watch.stage("preprocess"):
             poses = self.ego_poses(frame)
-            batch = self._network_input(frame, poses, None if state is None else state.poses)
+            batch = self.network_input(frame, poses, None if state is None else state.poses)
         with torch.inference_mode():
             output, new_state = self.network(batch, state, watch)
             with watch.stage("postprocess"):
-                labels, confidence = self._labels(output.logits[0])
+                labels, confidence = self._labels(output)
                 flow = self._flow(output, first=state is None)
         prediction = Prediction(labels, confidence, flow, watch.timings_ms)
         return prediction, replace(new_state, poses=poses, model=self.name)
@@ -110,9 +110,10 @@ class OccupancyModel:
         at_lidar = frame.world_from_ego_at_lidar
         return (frame.world_from_ego if at_lidar is None else at_lidar) @ frame.ego_from_lidar
 
-    def _network_input(
+    def network_input(
         self, frame: CameraFrame, poses: Mapping[str, Matrix], previous: Mapping[str, Matrix] | None
     ) -> NetworkInput:
+        """A frame as tensors; ``previous`` are the poses of the frame before, None at a sequence's start."""
         views = [self.prepare(view) for view in self._views(frame)]
         images = np.stack([network_image(view.image, self.config.image) for view in views])
         previous = poses if previous is None else previous
@@ -138,14 +139,22 @@ class OccupancyModel:
         """One sample as a float32 batch."""
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None].to(self.device)
 
-    def _labels(self, logits: Tensor) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Labels and confidence (X, Y, Z) from logits (K, Y, X, Z)."""
+    def label_logits(self, logits: Tensor) -> Tensor:
+        """Logits by label (labels, Y, X, Z) from the network's (K, Y, X, Z)."""
         # Channel 0 is void and never a target; the label of channel k is k - 1. Shifted by one, every label is wrong.
         logits = logits[1:] if self.config.labels.void_channel else logits
         if self.config.labels.excluded:
             logits = logits.clone()
             logits[list(self.config.labels.excluded)] = -torch.inf
+        return logits
+
+    def _labels(self, output: NetworkOutput) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Labels and confidence (X, Y, Z) from the logits (K, Y, X, Z), or the network's own labels."""
+        logits = self.label_logits(output.logits[0])
         best, labels = logits.max(dim=0)
+        if output.labels is not None:
+            labels = output.labels[0].long()
+            best = logits.gather(0, labels[None])[0]
         probability = (best - logits.logsumexp(dim=0)).exp()
         # The network's rows are y and its columns x; the grid's first index is x.
         return (

@@ -37,3 +37,5 @@ class NetworkOutput:
     """(B, Z, Y, X) or (B, Y, X) where the offsets point into the history."""
     velocity: Tensor | None = None
     """(B, Y, X, Z, 2) metres per second along x and y of the grid's frame, from a supervised flow head."""
+    labels: Tensor | None = None
+    """(B, Y, X, Z) uint8, of networks whose labels are not simply those of the largest logits."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gdfusion_ros.model.blocks.cameras import CameraRig
+from gdfusion_ros.model.blocks.cameras import CameraRig, to_image
 from gdfusion_ros.model.blocks.deformable import DeformableHeads, deformable_attention
 
 _NEAREST = 1e-5
@@ -26,26 +26,20 @@ class Projection(NamedTuple):
 def project(points: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> Projection:
     """Points (Q, 3) in metres in the grid's frame, projected into all cameras."""
     # The small matrices are worth float64: an error in them moves all points.
-    image = rig.image_rotation.double() @ rig.intrinsics.double()
-    image = image + _last_column(rig.image_translation.double())
     camera_from_grid = rig.rotation.double().transpose(-1, -2)
     origin = -camera_from_grid @ rig.translation.double()[..., None]
-    pixels_from_grid = (image @ torch.cat([camera_from_grid, origin], dim=-1)).float()  # (B, N, 3, 4)
-    inverse_augmentation = torch.inverse(rig.augmentation)  # (B, 3, 3)
-    unmoved = points @ inverse_augmentation.transpose(-1, -2)  # (B, Q, 3)
+    pixels_from_grid = rig.intrinsics.double() @ torch.cat([camera_from_grid, origin], dim=-1)  # (B, N, 3, 4)
+    unmoved = points @ torch.inverse(rig.augmentation).transpose(-1, -2)  # (B, Q, 3)
     homogeneous = torch.cat([unmoved, torch.ones_like(unmoved[..., :1])], dim=-1)
-    seen = homogeneous[:, None] @ pixels_from_grid.transpose(-1, -2)  # (B, N, Q, 3)
-    depth = seen[..., 2:]
+    seen = homogeneous[:, None] @ pixels_from_grid.float().transpose(-1, -2)  # (B, N, Q, 3)
+    depth = seen[..., 2]
+    pixels = to_image(
+        seen[..., :2] / depth.clamp(min=_NEAREST)[..., None], rig.image_rotation, rig.image_translation
+    )
     height, width = image_size
-    places = seen[..., :2] / depth.clamp(min=_NEAREST) / seen.new_tensor([width, height])
-    visible = (depth[..., 0] > _NEAREST) & ((places > 0) & (places < 1)).all(dim=-1)
+    places = pixels / pixels.new_tensor([width, height])
+    visible = (depth > _NEAREST) & ((places > 0) & (places < 1)).all(dim=-1)
     return Projection(places, visible)
-
-
-def _last_column(vectors: Tensor) -> Tensor:
-    """(..., 3, 3) matrices that are zero but for their last column: what is added to u and v by depth."""
-    zeros = torch.zeros_like(vectors)
-    return torch.stack([zeros, zeros, vectors], dim=-1)
 
 
 class CameraAttention(nn.Module):

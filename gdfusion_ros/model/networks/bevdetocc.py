@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.backbone import ImageEncoder
 from gdfusion_ros.model.blocks.cameras import depth_values
@@ -16,7 +17,7 @@ from gdfusion_ros.model.blocks.lifting import VoxelPlacement, lift
 from gdfusion_ros.model.blocks.stereo import cost_volume
 from gdfusion_ros.model.config import ModelConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion
-from gdfusion_ros.model.fusion.temporal import temporal_fusion
+from gdfusion_ros.model.fusion.temporal import FusedVoxels, temporal_fusion
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks.carried import fuse_geometry, next_state, previous_quarter
 from gdfusion_ros.model.state import TemporalState
@@ -64,6 +65,18 @@ class BEVDetOcc(nn.Module):
         ``state`` is None at a sequence's start.
         """
         watch = watch or Watch()
+        trunk = self.fused_voxels(frame, state, watch)
+        with watch.stage("encoder"):
+            encoded = self.neck(self.encoder(trunk.fused.voxels))
+        watch.show(encoded=encoded)
+        with watch.stage("head"):
+            logits = self.head(encoded)
+        watch.show(logits=logits)
+        output = NetworkOutput(logits, trunk.depth, trunk.fused.offsets, trunk.fused.inside)
+        return output, trunk.state
+
+    def fused_voxels(self, frame: NetworkInput, state: TemporalState | None, watch: Watch) -> FusedFrame:
+        """Everything before the 3D encoder; other networks put their own behind it."""
         batch = frame.images.shape[:2]
         rig, motion = frame.rig, frame.motion
 
@@ -92,15 +105,17 @@ class BEVDetOcc(nn.Module):
         watch.show(voxel_before_fusion=voxels)
 
         fused, voxel_state = self.temporal(voxels, state, motion.previous_from_current, watch)
-        del voxels
-
-        with watch.stage("encoder"):
-            encoded = self.neck(self.encoder(fused.voxels))
-        watch.show(encoded=encoded)
-        with watch.stage("head"):
-            logits = self.head(encoded)
-        watch.show(logits=logits)
-
         new_state = next_state(state, voxel_state, geometry_state, images.quarter)
-        output = NetworkOutput(logits, depth.probabilities, fused.offsets, fused.inside)
-        return output, new_state
+        return FusedFrame(fused, depth.probabilities, images.features, new_state)
+
+
+class FusedFrame(NamedTuple):
+    """A frame after the temporal fusion."""
+
+    fused: FusedVoxels
+    depth: Tensor
+    """(B * N, D, h, w) depth distribution of the single frame."""
+    features: Tensor
+    """(B * N, 256, h, w) image features."""
+    state: TemporalState
+    """For the next frame."""
