@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.cameras import depth_values, grid_points
 from gdfusion_ros.model.blocks.lifting import splat
-from gdfusion_ros.model.blocks.small import FlatEncoder, SmallDepthNet, SmallImageEncoder, cell_pixels, ray_values
+from gdfusion_ros.model.blocks.small import STRIDE, FlatEncoder, SmallDepthNet, SmallImageEncoder, cell_pixels, ray_values
 from gdfusion_ros.model.config import ModelConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion
 from gdfusion_ros.model.fusion.temporal import temporal_fusion
@@ -26,19 +26,20 @@ from gdfusion_ros.model.watch import Watch
 class SmallArchitecture:
     """Settings of this family."""
 
-    image_channels: tuple[int, int, int, int] = (24, 40, 80, 128)
+    image_channels: tuple[int, int, int, int] = (24, 32, 80, 128)
     """At one half, quarter, eighth and sixteenth of the image."""
     feature_channels: int = 80
-    voxel_channels: int = 24
+    voxel_channels: int = 16
     encoder_channels: tuple[int, int, int] = (48, 80, 112)
     """At the grid's cell size, and at two and four times it."""
-    head_channels: int = 48
+    head_channels: int = 32
 
 
 class Small(nn.Module):
     """Images to voxel logits and velocities, one frame after the other."""
 
     Architecture = SmallArchitecture
+    depth_stride = STRIDE
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

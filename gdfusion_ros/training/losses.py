@@ -1,0 +1,67 @@
+"""What training makes small."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gdfusion_ros.labels import OCC3D
+
+# Camera-visible voxels of each label in a frame, mean of 24 sequences of the made-up world.
+_WORLD_COUNTS = {
+    "barrier": 15.0, "bicycle": 26.0, "bus": 57.0, "car": 202.0, "motorcycle": 26.0, "pedestrian": 49.0,
+    "traffic_cone": 13.0, "truck": 67.0, "driveable_surface": 1298.0, "sidewalk": 619.0, "terrain": 491.0,
+    "manmade": 711.0, "vegetation": 355.0, "free": 19299.0,
+}  # fmt: skip
+MOVING = 0.5
+"""Metres per second from which a voxel counts as moving."""
+
+
+def world_class_weights() -> Tensor:
+    """(19,) cross-entropy weights by network channel: the fourth root of how much rarer than free space a class is."""
+    weights = torch.ones(len(OCC3D.labels) + 1)
+    for name, count in _WORLD_COUNTS.items():
+        weights[OCC3D.id(name) + 1] = (_WORLD_COUNTS["free"] / count) ** 0.25
+    return weights
+
+
+def occupancy_loss(logits: Tensor, labels: Tensor, weight: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and soft Jaccard loss of logits (B, 1 + classes, Y, X, Z).
+
+    ``labels`` and ``weight`` are (B, Y, X, Z); channel k of the logits stands for label k - 1. The Jaccard loss
+    (Rahman and Wang 2016) is 1 - intersection / union with probabilities for counts, a mean over the classes in
+    ``labels`` that are not free: it asks for what mIoU counts, however rare a class is.
+    """
+    chosen = weight > 0
+    picked = logits.movedim(1, -1)[chosen].float()
+    target, weight = labels[chosen] + 1, weight[chosen]
+    cross_entropy = torch.nn.functional.cross_entropy(picked, target, reduction="none")
+    scale = weight * class_weights[target]
+    cross_entropy = (cross_entropy * scale).sum() / scale.sum()
+
+    probabilities = picked.softmax(dim=-1) * weight[:, None]
+    classes = picked.shape[1]
+    own = probabilities.gather(1, target[:, None])[:, 0]
+    intersection = probabilities.new_zeros(classes).index_add(0, target, own)
+    truth = probabilities.new_zeros(classes).index_add(0, target, weight)
+    union = probabilities.sum(dim=0) + truth - intersection
+    present = truth > 0
+    present[-1] = False
+    jaccard = 1 - (intersection[present] / union[present]).mean() if present.any() else picked.sum() * 0
+    return cross_entropy, jaccard
+
+
+def depth_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of depth (M, D, h, w) with the spread of depths (M, h, w, D) in each cell, a mean over cells."""
+    inside = target.sum(dim=-1)
+    entropy = -(target * probabilities.movedim(1, -1).float().clamp_min(1e-6).log()).sum(dim=-1)
+    return entropy.sum() / inside.sum().clamp_min(1.0)
+
+
+def flow_loss(velocity: Tensor, target: Tensor, labels: Tensor, weight: Tensor, free: int) -> Tensor:
+    """Mean end-point distance in m/s of velocities (B, Y, X, Z, 2): of what moves, and half as much of what stands."""
+    error = (velocity.float() - target).square().sum(dim=-1).add(1e-4).sqrt()
+    counted = (weight > 0) & (labels != free)
+    moving = counted & (target.abs().amax(dim=-1) > MOVING)
+    still = counted & ~moving
+    return (error * moving).sum() / moving.sum().clamp_min(1) + 0.5 * (error * still).sum() / still.sum().clamp_min(1)

@@ -1,0 +1,96 @@
+"""How a network is trained: the stages of a recipe, read from a YAML under ``config/training``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from gdfusion_ros.errors import UserError
+from gdfusion_ros.model.config import read_section
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts."""
+
+    cross_entropy: float = 1.0
+    jaccard: float = 1.0
+    depth: float = 0.3
+    flow: float = 0.1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with one optimiser and one learning rate curve."""
+
+    name: str
+    history: bool
+    """False: single frames in random order, without temporal cues. True: streams of consecutive frames, the state
+    handed on without gradient as in the method."""
+    steps: int
+    share: float
+    """This stage's share of the time when the training is given a time instead of steps."""
+    batch: int
+    """Frames, or streams, of each process in one step."""
+    rate: float
+    """Peak learning rate."""
+    warmup: float = 0.03
+    """Share of the stage in which the rate rises to its peak; a cosine takes it down from there."""
+    gain_rate: float = 10.0
+    """Learning rate of the temporal gains, which begin at zero, as a multiple of ``rate``."""
+    freeze_norm: bool = False
+    """Keep the statistics of batch norm: consecutive frames are too alike to measure them on."""
+    constant: bool = False
+    """No cosine: the rate stays at its peak after the warm-up, as the large networks were trained."""
+    losses: LossWeights = LossWeights()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or not 0 <= self.warmup < 1 or self.rate <= 0 or self.share <= 0:
+            raise ValueError(f"stage {self.name}: steps, batch, rate and share must be positive, warmup in 0..1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training."""
+
+    model: str
+    """Name or YAML of the model."""
+    data: Literal["world", "folder"]
+    """``world``: sequences of the made-up world. ``folder``: key frames with annotations in nuScenes' form."""
+    sequences: int
+    """How many different sequences of the world there are; they begin anew after the last."""
+    frames: int
+    """Consecutive frames of a sequence."""
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    weight_decay: float = 0.01
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    average: float = 0.998
+    """Decay a step of the moving average of the weights, which is what a training gives."""
+
+    def __post_init__(self) -> None:
+        if not self.stages or self.sequences < 1 or self.frames < 1:
+            raise ValueError("a recipe needs stages, sequences and frames")
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """A recipe by its name, or by the path of a YAML. Raises UserError when it is none."""
+    from gdfusion_ros.share import share_dir
+
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        folder = share_dir() / "config" / "training"
+        path = folder / f"{recipe}.yaml"
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+            raise UserError(f"there is no training recipe {str(recipe)!r}; there are {names}, or give a .yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    result: Recipe = read_section(Recipe, content, str(path), "")
+    return result

@@ -1,0 +1,310 @@
+"""The training loop: stages, streams with detached state, moving average, checkpoints, curves, many processes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
+from gdfusion_ros.model.model import build_network
+from gdfusion_ros.model.network import NetworkInput
+from gdfusion_ros.model.state import TemporalState
+from gdfusion_ros.model.weights import write_weights
+from gdfusion_ros.training.batch import Targets, collate
+from gdfusion_ros.training.checkpoint import Checkpoint
+from gdfusion_ros.training.data import WorldSequences
+from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, world_class_weights
+from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
+from gdfusion_ros.training.recipe import Recipe, Stage
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
+CURVES = "curves.csv"
+_CURVE_STEPS = 20
+_CHECKPOINT_SECONDS = 120.0
+_LOSSES = ("cross_entropy", "jaccard", "depth", "flow")
+
+
+class Trainer:
+    """Trains one network by a recipe into a folder: ``checkpoint.pt``, ``weights.safetensors``, ``curves.csv``."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        minutes: float | None = None,
+        cache: Path | None = None,
+        workers: int = 0,
+        resume: bool = False,
+        config: ModelConfig | None = None,
+    ) -> None:
+        """``minutes`` replaces the stages' steps by their share of a time. ``config`` replaces the recipe's model."""
+        self.recipe = recipe
+        self.out = out
+        self.minutes = minutes
+        self.config = config or load_config(recipe.model)
+        self.rank, self.processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.processes > 1 and not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+        torch.manual_seed(recipe.seed)
+        self.network = build_network(self.config)
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv2d):  # a third faster on a CPU
+                module.to(memory_format=torch.channels_last)
+        self.single = without_history(self.network, self.config)
+        self.stage = self.step = 0
+        self.seconds = 0.0
+        self.state: TemporalState | None = None
+        self._stopping = False
+        self._optimizer_entries: dict | None = None  # type: ignore[type-arg]
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.class_weights = world_class_weights()
+        size = (self.config.image.height, self.config.image.width)
+        self.loader = Loader(WorldSequences(recipe.frames, size, cache, self.config.grid.output), workers)
+        out.mkdir(parents=True, exist_ok=True)
+        if resume and (out / CHECKPOINT).is_file():
+            self._restore(Checkpoint.load(out / CHECKPOINT))
+
+    def stop(self) -> None:
+        """Let the training end after the step it is in. Signal handlers may call this."""
+        self._stopping = True
+
+    def run(self, stop_after: int | None = None) -> bool:
+        """Train to the recipe's end, for ``stop_after`` steps, or until ``stop``; a checkpoint is left in any case.
+
+        Gives whether the recipe was done to its end.
+        """
+        budget = stop_after
+        try:
+            while self.stage < len(self.recipe.stages):
+                done = self._run_stage(self.recipe.stages[self.stage], budget)
+                if budget is not None:
+                    budget -= done
+                    if budget <= 0:
+                        break
+                if self._stopping:
+                    break
+        finally:
+            self.loader.close()
+        self.save()
+        return self.stage == len(self.recipe.stages)
+
+    def _run_stage(self, stage: Stage, budget: int | None) -> int:
+        """Train in a stage until its end or for ``budget`` steps; gives the steps done."""
+        if stage.history and self.step == 0:
+            begin_history(self.network)
+        network = self.network if stage.history else self.single
+        network.train()
+        if stage.freeze_norm:
+            for module in network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        self.optimizer = _optimizer(network, stage, self.recipe.weight_decay)
+        if self._optimizer_entries is not None:
+            self.optimizer.load_state_dict(self._optimizer_entries)
+            self._optimizer_entries = None
+        sums, counted, done = dict.fromkeys(_LOSSES, 0.0), 0, 0
+        last_save = last = time.monotonic()
+        bar = tqdm(total=stage.steps, initial=self.step, desc=stage.name, disable=self.rank > 0, mininterval=5)
+        while self._progress(stage) < 1.0 and (budget is None or done < budget) and not self._stopping:
+            rate = learning_rate(stage, self._progress(stage))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            losses = self._train_step(network, stage)
+            self.step, done, counted = self.step + 1, done + 1, counted + 1
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now
+            for name in _LOSSES:
+                sums[name] += losses[name]
+            bar.update()
+            if self.step % _CURVE_STEPS == 0:
+                mean = {name: value / counted for name, value in sums.items()}
+                self._record(stage, rate, mean)
+                bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()}, refresh=False)
+                sums, counted = dict.fromkeys(_LOSSES, 0.0), 0
+            if now - last_save > _CHECKPOINT_SECONDS:
+                self.save()
+                last_save = now
+        bar.close()
+        if self._progress(stage) >= 1.0:
+            self.stage, self.step, self.seconds, self.state = self.stage + 1, 0, 0.0, None
+            del self.optimizer
+        return done
+
+    def _progress(self, stage: Stage) -> float:
+        if self.minutes is None:
+            return self.step / stage.steps
+        total = sum(s.share for s in self.recipe.stages)
+        progress = self.seconds / (60.0 * self.minutes * stage.share / total)
+        if self.processes > 1:  # all must see the same time, or one would wait for the others for ever
+            shared = torch.tensor(progress)
+            distributed.broadcast(shared, 0)
+            progress = float(shared)
+        return progress
+
+    def _batch(self, stage: Stage) -> tuple[NetworkInput, Targets, bool]:
+        """The step's frames, and whether they begin sequences."""
+        r = self.recipe
+        slots = stage.batch * self.processes
+        mine = range(self.rank * stage.batch, (self.rank + 1) * stage.batch)
+        if stage.history:
+            ahead = r.frames
+            where = [stream_frame(self.step, slot, slots, r.sequences, r.frames) for slot in mine]
+            coming = [stream_frame(self.step + ahead, slot, slots, r.sequences, r.frames) for slot in mine]
+        else:
+            where = [single_frame(self.step * slots + slot, r.sequences, r.frames, r.seed) for slot in mine]
+            soon = (self.step * slots) // (min(CHUNK, r.sequences) * r.frames)
+            coming = [((soon * CHUNK + i) % r.sequences, 0) for i in range(CHUNK + 4)]
+        self.loader.expect(number for number, _ in coming)
+        first = not stage.history or where[0][1] == 0
+        stride = self.config.image.height // self._depth_rows
+        frame, targets = collate([(self.loader[n], i) for n, i in where], self.config.depth, stride, first)
+        return frame, targets, first
+
+    @property
+    def _depth_rows(self) -> int:
+        """Rows of the network's depth map."""
+        return self.config.image.height // getattr(self.network, "depth_stride", 16)
+
+    def _train_step(self, network: nn.Module, stage: Stage) -> dict[str, float]:
+        frame, targets, first = self._batch(stage)
+        output, state = network(frame, None if first else self.state)
+        self.state = state if stage.history else None
+        losses = {}
+        losses["cross_entropy"], losses["jaccard"] = occupancy_loss(
+            output.logits, targets.labels, targets.weight, self.class_weights
+        )
+        losses["depth"] = depth_loss(output.depth, targets.depth)
+        free = self.config.labels.labels.free
+        zero = losses["depth"].new_zeros(())
+        losses["flow"] = (
+            zero
+            if output.velocity is None
+            else flow_loss(output.velocity, targets.velocity, targets.labels, targets.weight, free)
+        )
+        total = sum((getattr(stage.losses, name) * losses[name] for name in _LOSSES), zero)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.processes > 1:
+            _average_over_processes([p.grad for p in network.parameters() if p.grad is not None])
+        nn.utils.clip_grad_norm_(network.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        if self.processes > 1 and not stage.freeze_norm:
+            _average_over_processes([b for b in network.buffers() if b.is_floating_point()])
+        self._average()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # A young average forgets faster, or the random beginning would stay in it for long.
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step)) if self.stage == 0 else self.recipe.average
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def _record(self, stage: Stage, rate: float, losses: dict[str, float]) -> None:
+        if self.rank:
+            return
+        path = self.out / CURVES
+        fresh = not path.is_file()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["stage", "step", "seconds", "rate", *_LOSSES])
+            writer.writerow(
+                [stage.name, self.step, round(self.seconds, 1), f"{rate:.3g}", *(f"{losses[n]:.4f}" for n in _LOSSES)]
+            )
+
+    def save(self) -> None:
+        """Write checkpoint and averaged weights."""
+        if self.rank:
+            return
+        inside = hasattr(self, "optimizer")
+        Checkpoint(
+            stage=self.stage,
+            step=self.step,
+            seconds=self.seconds,
+            network=self.network.state_dict(),
+            average=self.average,
+            optimizer=self.optimizer.state_dict() if inside else None,
+            temporal={} if self.state is None else dict(self.state.tensors),
+            temporal_frames=0 if self.state is None else self.state.frames,
+        ).save(self.out / CHECKPOINT)
+        averaged = build_network(self.config)
+        averaged.load_state_dict(self.average)
+        name = self.recipe.stages[self.stage].name if self.stage < len(self.recipe.stages) else "finished"
+        write_weights(averaged, self.out / WEIGHTS, {"model": self.config.name, "stage": name, "step": str(self.step)})
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.stage, self.step, self.seconds = checkpoint.stage, checkpoint.step, checkpoint.seconds
+        self.network.load_state_dict(dict(checkpoint.network))
+        for name, value in checkpoint.average.items():
+            self.average[name].copy_(value)
+        self._optimizer_entries = None if checkpoint.optimizer is None else dict(checkpoint.optimizer)
+        if checkpoint.temporal_frames:
+            self.state = TemporalState(checkpoint.temporal_frames, checkpoint.temporal)
+
+
+def learning_rate(stage: Stage, progress: float) -> float:
+    """The rate at a share of the stage: up in a line, down in half a cosine to a fiftieth."""
+    if progress < stage.warmup:
+        return stage.rate * (0.02 + 0.98 * progress / stage.warmup)
+    if stage.constant:
+        return stage.rate
+    down = min((progress - stage.warmup) / (1 - stage.warmup), 1.0)
+    return stage.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * down)))
+
+
+def without_history(network: nn.Module, config: ModelConfig) -> nn.Module:
+    """The same network, its parameters shared, without its temporal cues."""
+    temporal = TemporalConfig(history="none", frame_interval=config.temporal.frame_interval)
+    single = build_network(dataclasses.replace(config, temporal=temporal))
+    for name, child in network.named_children():
+        if name not in ("temporal", "geometry_fusion"):
+            setattr(single, name, child)
+    return single
+
+
+@torch.no_grad()
+def begin_history(network: nn.Module) -> None:
+    """Let the geometry cue begin with the depth that single frames have learned."""
+    depth_net = getattr(network, "depth_net", None)
+    geometry_head = getattr(depth_net, "geometry_head", None)
+    depth_head = getattr(depth_net, "depth_head", None)
+    if isinstance(geometry_head, nn.Conv2d) and isinstance(depth_head, nn.Conv2d):
+        geometry_head.load_state_dict(depth_head.state_dict())
+
+
+def _optimizer(network: nn.Module, stage: Stage, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW without decay of biases and norms, and with a rate of its own for the temporal gains."""
+    matrices, vectors, gains = [], [], []
+    for name, parameter in network.named_parameters():
+        group = gains if name.split(".")[-1] == "gain" else matrices if parameter.dim() > 1 else vectors
+        group.append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay, "scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+        {"params": gains, "weight_decay": 0.0, "scale": stage.gain_rate},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.rate)
+
+
+def _average_over_processes(tensors: list[Tensor]) -> None:
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    offset = 0
+    for t in tensors:
+        t.copy_(flat[offset : offset + t.numel()].view_as(t))
+        offset += t.numel()
