@@ -75,16 +75,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_network_fixture(folder: Path, images_folder: Path | None) -> NetworkFixture:
+def read_network_fixture(folder: Path, given_images: Path | None) -> NetworkFixture:
     """A folder with meta.json, weights.npz, frames.npz and expected.npz.
 
-    ``images_folder`` has the frames.json and JPEGs of fixtures that store no images; None for the default place,
+    ``given_images`` has the frames.json and JPEGs of fixtures that store no images; None for the default place,
     ``../../data/nuscenes_scene0103`` beside the fixture. Raises UserError.
     """
     meta = read_json(folder / "meta.json")
     try:
         config = fixture_config(meta)
-        frames, starts = _frames(folder, meta, config, images_folder)
+        frames, starts = _frames(folder, meta, config, given_images)
         tensors = {
             name: TensorRecord(tuple(t["shape"]), int(t["stride"]), t["std"], t["absmax"])
             for name, t in meta["tensors"].items()
@@ -127,11 +127,11 @@ def _weights(folder: Path, meta: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _frames(
-    folder: Path, meta: dict[str, Any], config: ModelConfig, images_folder: Path | None
+    folder: Path, meta: dict[str, Any], config: ModelConfig, given_images: Path | None
 ) -> tuple[list[CameraFrame], list[bool]]:
     arrays = read_npz(folder / "frames.npz")
     count = 1 + max(int(name.split("/")[0]) for name in arrays)
-    recorded = None if "0/images" in arrays else RecordedImages(_images_folder(folder, images_folder))
+    recorded = None if "0/images" in arrays else RecordedImages(images_folder(folder, given_images))
     frames, starts = [], []
     for i in range(count):
         images = arrays[f"{i}/images"] if recorded is None else None
@@ -169,7 +169,8 @@ def _stored_transform(config: ModelConfig, calibrated: tuple[int, int] = (900, 1
     return ImageTransform(scale, 0.0, int(calibrated[0] * scale) - config.image.height)
 
 
-def _images_folder(folder: Path, given: Path | None) -> Path:
+def images_folder(folder: Path, given: Path | None) -> Path:
+    """The folder of the real frames: the given one, or the default place beside the fixture."""
     return given or folder.resolve().parents[1] / "data" / "nuscenes_scene0103"
 
 

@@ -57,6 +57,6 @@ def network_image(image: Image, config: ImageConfig) -> npt.NDArray[np.float32]:
 def normalise_image(image: Image) -> npt.NDArray[np.float32]:
     """(3, H, W) float32 of an image (H, W, 3) uint8 RGB."""
     # Oddity (spec 12.5): the channels are blue, green, red, but the constants stay in the order red, green, blue.
-    bgr = image[..., ::-1].astype(np.float32)
-    shifted = (bgr - MEAN).astype(np.float32)
-    return np.ascontiguousarray((shifted * (1 / STD)).astype(np.float32).transpose(2, 0, 1))
+    # In float64 until the end: so the training images were made, to the last bit.
+    normal = ((image[..., ::-1] - MEAN) / STD).astype(np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))

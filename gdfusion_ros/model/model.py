@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Flow, FlowKind
-from gdfusion_ros.geometry import Matrix, inverse
+from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
@@ -122,7 +122,7 @@ class OccupancyModel:
             self._tensor(np.linalg.inv(previous["world_from_history"]) @ poses["world_from_history"]),
             self._tensor(np.linalg.inv(previous["world_from_camera"]) @ poses["world_from_camera"]),
         )
-        grid_from_world = inverse(self._world_from_grid(frame))
+        grid_from_world = np.linalg.inv(self._world_from_grid(frame))
         grid_from_camera = np.stack([grid_from_world @ v.world_from_ego @ v.ego_from_camera for v in views])
         transforms = [view.image_transform for view in views]
         rig = CameraRig(

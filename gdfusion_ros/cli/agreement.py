@@ -1,0 +1,295 @@
+"""How far a network is from a fixture's numbers, and whether that is agreement.
+
+What agreement means stands in the fixtures' README: 99.9 % of a tensor's samples within 1e-3 of its largest value, a
+mean error under 1e-4 of it, labels equal on 99.5 % of the clear voxels. Those bounds leave room for single cells that
+flip at a discontinuity (a point on the border of two voxels, say); taken alone they would also let pass a fixture in
+which somebody changed one number. So every single sample and voxel outside the bound is looked at: it is forgiven only
+where the network itself is that sensitive, which shows when it runs again with inputs changed in the sixth digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gdfusion_ros.cli.fixtures import NetworkFixture, TensorRecord
+from gdfusion_ros.frame import CameraFrame
+from gdfusion_ros.geometry import Matrix
+from gdfusion_ros.model.model import OccupancyModel, build_network
+from gdfusion_ros.model.network import NetworkInput
+from gdfusion_ros.model.weights import load_entries
+from gdfusion_ros.model.watch import Watch
+
+QUANTILE = 0.999
+LARGE = 1e-3
+"""Of a tensor's largest value: what the quantile, and any single sample, may be off."""
+MEAN = 1e-4
+"""Of a tensor's largest value: what the samples may be off on average."""
+CONTINUOUS = frozenset({"image_features", "context"})
+"""Tensors that nothing discontinuous comes before."""
+CONTINUOUS_LARGE, CONTINUOUS_MEAN = 1e-4, 2e-5
+STD, ABSMAX = 5e-3, 2e-2
+"""How far the whole tensor's standard deviation and largest value may be off, relatively."""
+FRAME_LABELS, ALL_LABELS = 0.995, 0.997
+"""Shares of the clear voxels whose labels must be equal, in each frame and over all."""
+CLEAR = 0.01
+"""Difference of the two best logits from which a voxel counts as clear."""
+REPEATS, NUDGE = 3, 1e-5
+"""How often, and with what relative change of the inputs, a network is run again to see how sensitive it is."""
+ECHO = 0.05
+"""A sample's error is forgiven where a repetition moves the sample by this share of it."""
+
+
+class ReferenceModel(OccupancyModel):
+    """An OccupancyModel that takes poses as the reference did, and whose inputs can be nudged."""
+
+    nudge: torch.Generator | None = None
+
+    def ego_poses(self, frame: CameraFrame) -> dict[str, Matrix]:
+        """The reference held its poses in float32 before it computed the motion of each camera from them. At the
+        coordinates of a city that is 0.05 mm, which made-up weights make visible in the cost volume."""
+        poses = super().ego_poses(frame)
+        views = [frame.view(name) for name in self.cameras]
+        poses["world_from_camera"] = np.stack([_single(v.world_from_ego) @ _single(v.ego_from_camera) for v in views])
+        return poses
+
+    def network_input(self, frame: CameraFrame, poses: Any, previous: Any) -> NetworkInput:
+        """The input, every number of images, extrinsics and motion changed a little where ``nudge`` is set."""
+        batch = super().network_input(frame, poses, previous)
+        if self.nudge is None:
+            return batch
+        moved = [self._nudged(batch.motion.previous_from_current), self._nudged(batch.motion.previous_camera_from_camera)]
+        return replace(
+            batch,
+            images=batch.images + NUDGE * batch.images * self._noise(batch.images),
+            rig=replace(batch.rig, translation=batch.rig.translation + NUDGE * self._noise(batch.rig.translation)),
+            motion=type(batch.motion)(*moved) if previous is not None else batch.motion,
+        )
+
+    def _nudged(self, transforms: Tensor) -> Tensor:
+        result = transforms.clone()
+        result[..., :3, 3] += NUDGE * self._noise(result[..., :3, 3])
+        return result
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.nudge)
+
+
+def _single(matrix: Matrix) -> Matrix:
+    return matrix.astype(np.float32).astype(np.float64)
+
+
+@dataclass
+class FrameRun:
+    """What a network gave for one frame of a fixture, as far as the fixture has numbers for it."""
+
+    samples: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    std: dict[str, float] = field(default_factory=dict)
+    absmax: dict[str, float] = field(default_factory=dict)
+    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    deficit: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(X, Y, Z) by how much the expected label's logit is below the best."""
+    margin: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(X, Y, Z) difference of the two best logits."""
+
+    def take(self, name: str, tensor: Tensor, record: TensorRecord) -> None:
+        """Keep the samples of a tensor that the fixture has."""
+        if tensor.numel() != record.count:
+            raise ValueError(f"{name} has the shape {list(tensor.shape)}, the fixture's is {list(record.shape)}")
+        self.samples[name] = tensor.reshape(-1)[:: record.stride].float().numpy().copy()
+        self.std[name], self.absmax[name] = float(tensor.float().std()), float(tensor.abs().max())
+
+
+def build_model(fixture: NetworkFixture, where: str) -> ReferenceModel:
+    """The fixture's network with the fixture's weights. Raises UserError when they do not fit."""
+    network = build_network(fixture.config)
+    load_entries(network, fixture.weights, where, fixture.config.temporal)
+    return ReferenceModel(fixture.config, network, "fixture")
+
+
+def run_network(model: ReferenceModel, fixture: NetworkFixture, seed: int | None = None) -> Iterator[FrameRun]:
+    """The network over the fixture's frames; with a seed, from nudged inputs."""
+    model.nudge = None if seed is None else torch.Generator().manual_seed(seed)
+    state = None
+    for i, frame in enumerate(fixture.frames):
+        run = FrameRun()
+        labels = fixture.expected[f"{i}/labels"]
+
+        def listen(name: str, tensor: Tensor, run: FrameRun = run, labels: npt.NDArray[Any] = labels) -> None:
+            if name in fixture.tensors:
+                run.take(name, tensor, fixture.tensors[name])
+            if name == "logits":
+                run.deficit, run.margin = _label_margins(model, tensor[0], labels)
+
+        prediction, state = model(frame, None if fixture.starts[i] else state, Watch(listen))
+        for name, tensor in state.tensors.items():
+            if f"state/{name}" in fixture.tensors:
+                run.take(f"state/{name}", tensor, fixture.tensors[f"state/{name}"])
+        run.labels = prediction.labels
+        yield run
+
+
+def _label_margins(
+    model: OccupancyModel, logits: Tensor, expected: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    logits = model.label_logits(logits).transpose(1, 2)
+    best = logits.topk(2, dim=0).values
+    chosen = torch.from_numpy(expected.astype(np.int64)).clamp(max=len(logits) - 1)[None]
+    return (best[0] - logits.gather(0, chosen)[0]).numpy(), (best[0] - best[1]).numpy()
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """The error of one tensor in one frame, in parts of the tensor's largest value."""
+
+    frame: int
+    name: str
+    quantile: float
+    mean: float
+    largest: float
+
+
+@dataclass
+class Agreement:
+    """What a comparison found."""
+
+    errors: list[TensorError] = field(default_factory=list)
+    label_agreement: list[float] = field(default_factory=list)
+    """Frame by frame, on the clear voxels."""
+    failures: list[str] = field(default_factory=list)
+    """Why it is no agreement, one line each."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is agreement."""
+        return not self.failures
+
+    @property
+    def worst(self) -> TensorError | None:
+        """The tensor and frame with the largest single error."""
+        return max(self.errors, key=lambda error: _number(error.largest), default=None)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Samples or voxels that only a sensitive network excuses."""
+
+    frame: int
+    what: str
+    where: npt.NDArray[np.int64]
+    """Flat indices."""
+    size: npt.NDArray[np.floating[Any]]
+    """How far each is off."""
+
+
+def compare(model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun]) -> Agreement:
+    """Judge a run of the network over all frames of the fixture."""
+    result = Agreement()
+    doubts: list[Doubt] = []
+    equal = clear_voxels = 0
+    for i, run in enumerate(own):
+        for name, record in fixture.tensors.items():
+            doubts += _compare_tensor(result, run, fixture, i, name, record)
+        labels, clear = fixture.expected[f"{i}/labels"], _clear(fixture, i)
+        same = (run.labels == labels)[clear]
+        result.label_agreement.append(float(same.mean()) if same.size else 1.0)
+        equal, clear_voxels = equal + int(same.sum()), clear_voxels + same.size
+        if result.label_agreement[-1] < FRAME_LABELS:
+            result.failures.append(f"frame {i}: {result.label_agreement[-1]:.4%} of the labels agree")
+        doubts += _compare_labels(run, fixture, i)
+    if equal < ALL_LABELS * clear_voxels:
+        result.failures.append(f"over all frames {equal / clear_voxels:.4%} of the labels agree")
+    # Somebody who fails anyway need not wait for the repetitions.
+    if doubts and not result.failures:
+        result.failures += unexplained(model, fixture, own, doubts)
+    return result
+
+
+def _compare_tensor(
+    result: Agreement, run: FrameRun, fixture: NetworkFixture, i: int, name: str, record: TensorRecord
+) -> Iterator[Doubt]:
+    expected = fixture.expected.get(f"{i}/{name}")
+    if expected is None or name not in run.samples:
+        result.failures.append(f"frame {i}: {name} is missing in {'the fixture' if expected is None else 'the network'}")
+        return
+    own = run.samples[name]
+    if own.shape != expected.shape:
+        result.failures.append(f"frame {i}: {name} has {expected.size} samples in the fixture, {own.size} here")
+        return
+    error = np.abs(own.astype(np.float64) - expected) / max(record.absmax[i], 1e-12)
+    measured = TensorError(i, name, float(np.quantile(error, QUANTILE)), float(error.mean()), float(error.max()))
+    result.errors.append(measured)
+    mean, large = (CONTINUOUS_MEAN, CONTINUOUS_LARGE) if name in CONTINUOUS else (MEAN, LARGE)
+    # Written so that a NaN fails.
+    if not (measured.quantile <= large and measured.mean <= mean):
+        result.failures.append(f"frame {i}: {name} is off by {measured.quantile:.1e}, on average {measured.mean:.1e}")
+        return
+    outside = np.flatnonzero(~(error <= large))
+    if outside.size and name in CONTINUOUS:
+        result.failures.append(f"frame {i}: {name} is off by {measured.largest:.1e} in sample {outside[0]}")
+    elif outside.size:
+        yield Doubt(i, name, outside, np.abs(own - expected)[outside])
+    for what, own_value, recorded, bound in (
+        ("standard deviation", run.std[name], record.std[i], STD),
+        ("largest value", run.absmax[name], record.absmax[i], ABSMAX),
+    ):
+        if not abs(own_value - recorded) <= bound * max(abs(own_value), 1e-12):
+            result.failures.append(f"frame {i}: the {what} of {name} is {own_value:.6g}, recorded is {recorded:.6g}")
+
+
+def _compare_labels(run: FrameRun, fixture: NetworkFixture, i: int) -> Iterator[Doubt]:
+    """Voxels whose expected label, or whose being clear, our logits contradict by more than tensors may be off."""
+    record = fixture.tensors["logits"]
+    slack = 2 * LARGE * record.absmax[i]
+    wrong = np.flatnonzero(run.deficit > slack)
+    if wrong.size:
+        yield Doubt(i, "labels", wrong, run.deficit.reshape(-1)[wrong])
+    distance = np.where(_clear(fixture, i), CLEAR - run.margin, run.margin - CLEAR)
+    wrong = np.flatnonzero(distance > slack)
+    if wrong.size:
+        yield Doubt(i, "clear", wrong, distance.reshape(-1)[wrong])
+
+
+def _clear(fixture: NetworkFixture, i: int) -> npt.NDArray[np.bool_]:
+    shape = fixture.expected[f"{i}/labels"].shape
+    return np.unpackbits(fixture.expected[f"{i}/clear"])[: np.prod(shape)].reshape(shape).astype(bool)
+
+
+def unexplained(
+    model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun], doubts: list[Doubt]
+) -> list[str]:
+    """One line for each doubt that remains when the network is run again from nudged inputs."""
+    moved = [np.zeros(doubt.where.size) for doubt in doubts]
+    for seed in range(REPEATS):
+        for i, again in enumerate(run_network(model, fixture, seed)):
+            for n, doubt in enumerate(doubts):
+                if doubt.frame == i:
+                    before, after = _values(own[i], doubt.what), _values(again, doubt.what)
+                    change = np.abs(after - before).reshape(-1)[doubt.where]
+                    moved[n] = np.maximum(moved[n], change)
+    lines = []
+    for doubt, change in zip(doubts, moved):
+        left = np.flatnonzero(~(change >= ECHO * doubt.size))
+        if left.size:
+            first = int(left[0])
+            lines.append(
+                f"frame {doubt.frame}: {doubt.what}[{doubt.where[first]}] is off by {doubt.size[first]:.3g}, and "
+                f"nothing in the network explains it ({left.size} of {doubt.where.size} such places)"
+            )
+    return lines
+
+
+def _values(run: FrameRun, what: str) -> npt.NDArray[np.floating[Any]]:
+    if what == "labels":
+        return run.deficit
+    return run.margin if what == "clear" else run.samples[what]
+
+
+def _number(value: float) -> float:
+    return value if value == value else float("inf")
