@@ -14,7 +14,10 @@ COMMANDS = {
     "demo": "replay a scene through the node over DDS and show what it publishes",
     "run": "run recordings through a network offline, without ROS",
     "replay": "publish a recording over DDS, as `ros2 bag play` would",
+    "evaluate": "score a network against ground truth or LiDAR",
+    "view": "look at grids: page in the browser, PNG, HTML, Rerun",
     "parity": "compare a network with stored reference numbers",
+    "train": "train a network by a recipe",
     "weights": "fetch, convert, check and describe weights",
 }
 """Command -> one line of help. The module ``gdfusion_ros.cli.<command>`` (``-`` becomes ``_``) has

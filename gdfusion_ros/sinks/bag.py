@@ -2,8 +2,8 @@
 
 Topics and frames are those of config/topics/nuscenes.yaml: images and CameraInfo under each camera's name,
 /tf with the ego pose at every exposure (odom -> base_link), /tf_static with the cameras (and map -> odom, the
-identity, as a recording's poses need no correction), /odom with velocities, /clock. Every stamp, and the time
-each message is recorded at, is the data's.
+identity, as a recording's poses need no correction), /odom with velocities, /clock, and /LIDAR_TOP where frames have
+points. Every stamp, and the time each message is recorded at, is the data's.
 """
 
 from __future__ import annotations
@@ -79,7 +79,29 @@ class FrameRecorder:
             for view in views:
                 if view.stamp_ns == stamp:
                     self._view(view)
+        self._lidar(frame)
         self._previous = (frame.stamp_ns, frame.world_from_ego)
+
+    def _lidar(self, frame: CameraFrame) -> None:
+        """The frame's LiDAR points as they would be seen at the anchor's exposure: a frame has no stamp of its sweep."""
+        if frame.lidar_points is None or frame.ego_from_lidar is None:
+            return
+        sweep = frame.world_from_ego if frame.world_from_ego_at_lidar is None else frame.world_from_ego_at_lidar
+        now_from_then = inverse(frame.world_from_ego @ frame.ego_from_lidar) @ sweep @ frame.ego_from_lidar
+        points = frame.lidar_points[:, :3] @ now_from_then[:3, :3].T + now_from_then[:3, 3]
+        field = self._types["sensor_msgs/msg/PointField"]
+        cloud = self._types["sensor_msgs/msg/PointCloud2"](
+            header=self._header(frame.stamp_ns, LIDAR),
+            height=1,
+            width=len(points),
+            fields=[field(name, 4 * k, field.FLOAT32, 1) for k, name in enumerate("xyz")],
+            is_bigendian=False,
+            point_step=12,
+            row_step=12 * len(points),
+            data=np.ascontiguousarray(points, dtype="<f4").view(np.uint8).ravel(),
+            is_dense=True,
+        )
+        self._put(f"/{LIDAR}", "sensor_msgs/msg/PointCloud2", cloud, frame.stamp_ns)
 
     def _twist(self, frame: CameraFrame, poses: dict[int, Matrix]) -> tuple[np.ndarray, np.ndarray]:
         """Linear and angular velocity in the base frame, from this frame's pose and an earlier one."""

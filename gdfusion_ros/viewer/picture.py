@@ -92,10 +92,11 @@ def sheet(
     width: int = 1440,
     truth: npt.NDArray[np.uint8] | None = None,
     color_by: ColorBy = "label",
+    title: str = "",
 ) -> Image:
     """One RGB picture that explains itself: cameras that look ahead, the grid, cameras that look back, a legend.
 
-    With ``truth`` (X, Y, Z), ground truth stands beside the prediction.
+    With ``truth`` (X, Y, Z), ground truth stands beside the prediction. ``title`` stands above the legend.
     """
     ahead, back = _rows(frame.views)
     parts = [_strip(ahead, width)] if ahead else []
@@ -107,7 +108,7 @@ def sheet(
         parts.append(np.hstack([write_on(render_occupancy(shown, half), name) for name, shown in pair]))
     if back:
         parts.append(_strip(back, width))
-    parts.append(_legend(occupancy, parts[-1].shape[1]))
+    parts.append(_legend(occupancy, width, title))
     widest = max(part.shape[1] for part in parts)
     return np.vstack([_padded(part, widest) for part in parts])
 
@@ -236,7 +237,7 @@ def _strip(views: Sequence[CameraView], width: int) -> Image:
     return strip
 
 
-def _legend(occupancy: Occupancy, width: int) -> Image:
+def _legend(occupancy: Occupancy, width: int, title: str) -> Image:
     """Colours of the labels, and what the grid is."""
     entries = [label for label in occupancy.label_set.labels if label.id != occupancy.label_set.free]
     columns = max(1, width // 170)
@@ -245,7 +246,7 @@ def _legend(occupancy: Occupancy, width: int) -> Image:
         f"{occupancy.model}  |  weights {occupancy.weights}  |  sequence {occupancy.sequence}, "
         f"{occupancy.history_frames} frames of history  |  {occupancy.stamp_ns * 1e-9:.3f} s"
     )
-    lines = textwrap.wrap(words, max(20, width // 8))
+    lines = [title] * bool(title) + textwrap.wrap(words, max(20, width // 8))
     image = PillowImage.new("RGB", (width, 22 * (rows + len(lines)) + 14), (20, 22, 26))
     draw = ImageDraw.Draw(image)
     for k, line in enumerate(lines):

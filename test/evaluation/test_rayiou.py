@@ -207,7 +207,7 @@ def test_openocc_labels_have_their_own_free_id() -> None:
     labels = np.full(grids.OCC3D.shape, OPENOCC.free, dtype=np.uint8)
     labels[:, :, 2] = OPENOCC.id("driveable_surface")
     truth = GroundTruth(labels, grids.OCC3D, OPENOCC)
-    score = RayScore([i for i in range(16)], OPENOCC.movable_ids)
+    score = RayScore(list(range(16)), OPENOCC.movable_ids)
     score.add(labels, truth, np.array([[0.0, 0.0, 1.84]]))
     assert score.rayiou == 1.0
     # Flat ground in a 40 m box: every ray that falls at least 2 m over 36 m meets it, those upwards never.
