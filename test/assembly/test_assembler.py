@@ -156,7 +156,7 @@ def test_the_nearest_image_is_taken_however_the_cameras_messages_interleave():
             cameras.pose(stamp)
         queues = {name: [e for e in sorted(events) if e[1] == name] for name in NUSCENES}
         if shuffle == 0:
-            order = [event for event in sorted(events)]
+            order = sorted(events)
         else:  # each camera in its own order, otherwise mixed by up to three images
             order = []
             while any(queues.values()):

@@ -112,7 +112,7 @@ def test_broken_transforms_are_refused(matrix, change):
     message = stamped_transform(START, "odom", "base_link", ego_pose(0.0))
     change(message)
     buffer = TransformBuffer()
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\w"):
         buffer.set_message(message, static=False)
 
 
