@@ -32,8 +32,11 @@ class Reader(Protocol):
     """An opened recording (rosbags' AnyReader)."""
 
     connections: list[Any]
-    start_time: int
-    end_time: int
+
+    @property
+    def start_time(self) -> int:
+        """Time of the first message, in nanoseconds."""
+        ...
 
     def messages(self, connections: Any = (), start: int | None = None) -> Iterator[tuple[Any, int, bytes]]:
         """Connection, time in nanoseconds and CDR of each message, in order of time."""

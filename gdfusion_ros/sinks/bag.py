@@ -25,6 +25,10 @@ MAX_GAP_NS = 1_500_000_000
 """No velocity is made of two poses farther apart than this."""
 
 
+FLOAT32 = 7
+"""PointField's number for it."""
+
+
 def image_topic(camera: str) -> str:
     """The topic of a camera's JPEGs."""
     return f"/{camera}/image_rect_compressed"
@@ -86,7 +90,9 @@ class FrameRecorder:
         """The frame's LiDAR points as they would be seen at the anchor's exposure: a frame has no stamp of its sweep."""
         if frame.lidar_points is None or frame.ego_from_lidar is None:
             return
-        sweep = frame.world_from_ego if frame.world_from_ego_at_lidar is None else frame.world_from_ego_at_lidar
+        sweep = (
+            frame.world_from_ego if frame.world_from_ego_at_lidar is None else frame.world_from_ego_at_lidar
+        )
         now_from_then = inverse(frame.world_from_ego @ frame.ego_from_lidar) @ sweep @ frame.ego_from_lidar
         points = frame.lidar_points[:, :3] @ now_from_then[:3, :3].T + now_from_then[:3, 3]
         field = self._types["sensor_msgs/msg/PointField"]
@@ -94,7 +100,7 @@ class FrameRecorder:
             header=self._header(frame.stamp_ns, LIDAR),
             height=1,
             width=len(points),
-            fields=[field(name, 4 * k, field.FLOAT32, 1) for k, name in enumerate("xyz")],
+            fields=[field(name, 4 * k, FLOAT32, 1) for k, name in enumerate("xyz")],
             is_bigendian=False,
             point_step=12,
             row_step=12 * len(points),
