@@ -27,7 +27,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from gdfusion_ros.msg import LabelInfo, SemanticOccupancy, VoxelFlow
-from gdfusion_ros.ros.conversion import occupancy_of
+from gdfusion_ros.assembly.grids import occupancy_of
 from gdfusion_ros.ros.environment import stay_on_this_machine, use_shared_memory
 from gdfusion_ros.sinks.recording import message_types
 

@@ -312,7 +312,7 @@ def _report(args: argparse.Namespace, out: Path, stamps: list[int], received: Re
 
 
 def _draw(path: Path, frame: CameraFrame, received: Received) -> None:
-    from gdfusion_ros.ros.conversion import occupancy_of
+    from gdfusion_ros.assembly.grids import occupancy_of
     from gdfusion_ros.viewer.picture import save_png, sheet
 
     if not received.grids:

@@ -15,9 +15,8 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 
 from gdfusion_ros.frame import Flow, Occupancy
-from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.grid import VoxelGrid
-from gdfusion_ros.labels import LABEL_SETS, UNKNOWN, LabelSet
+from gdfusion_ros.labels import UNKNOWN, LabelSet
 from gdfusion_ros.msg import Label, LabelInfo, SemanticOccupancy, VoxelFlow
 
 Cells = Literal["all", "occupied", "movable"]
@@ -39,6 +38,13 @@ def byte_array(values: npt.NDArray[np.uint8] | bytes) -> array[int]:
     ms)."""
     result = array("B")
     result.frombytes(values if isinstance(values, bytes) else values.data)
+    return result
+
+
+def signed_byte_array(values: npt.NDArray[np.int8]) -> array[int]:
+    """An int8[] field."""
+    result = array("b")
+    result.frombytes(np.ascontiguousarray(values).tobytes())
     return result
 
 
@@ -77,44 +83,6 @@ def occupancy_message(
     if confidence and occupancy.confidence is not None:
         message.confidence = pack(occupancy.confidence)
     return message
-
-
-def occupancy_of(message: SemanticOccupancy, world_from_ego: Matrix | None = None) -> Occupancy:
-    """The semantic grid of a message. The message says nothing of the ego pose; the identity stands for it.
-
-    Raises ValueError when the message contradicts itself or its label set is not known here.
-    """
-    shape = (message.size_x, message.size_y, message.size_z)
-    if message.label_set not in LABEL_SETS:
-        raise ValueError(f"the label set {message.label_set!r} is not known")
-    corner, size = message.origin.position, message.cell_size
-    grid = VoxelGrid((corner.x, corner.y, corner.z), (size.x, size.y, size.z), shape)
-    model, _, weights = message.model_id.partition(" ")
-    return Occupancy(
-        labels=_unpack(message, message.labels, grid),
-        grid=grid,
-        label_set=LABEL_SETS[message.label_set],
-        stamp_ns=message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec,
-        sequence=message.sequence,
-        history_frames=message.history_frames,
-        cameras=tuple(message.cameras),
-        cameras_used=tuple(bool(message.cameras_used >> i & 1) for i in range(len(message.cameras))),
-        model=model,
-        weights=weights,
-        world_from_ego=np.eye(4) if world_from_ego is None else world_from_ego,
-        confidence=_unpack(message, message.confidence, grid) if len(message.confidence) else None,
-    )
-
-
-def _unpack(message: SemanticOccupancy, data: object, grid: VoxelGrid) -> npt.NDArray[np.uint8]:
-    content = bytes(data)  # type: ignore[call-overload]
-    if message.encoding == SemanticOccupancy.ENCODING_ZLIB:
-        unpacker = zlib.decompressobj()
-        content = unpacker.decompress(content, grid.cells + 1)
-    if len(content) != grid.cells:
-        raise ValueError(f"{len(content)} values for {grid.cells} cells")
-    x, y, z = grid.shape
-    return np.frombuffer(content, np.uint8).reshape(z, y, x).transpose(2, 1, 0)
 
 
 def flow_message(occupancy: Occupancy, flow: Flow, frame: str, cells: Cells = "occupied") -> VoxelFlow:
@@ -167,6 +135,7 @@ def label_info_message(label_set: LabelSet, stamp: Time) -> LabelInfo:
     )
 
 
+XYZ = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4")])
 POINT = np.dtype(
     {
         "names": ["x", "y", "z", "rgb", "label", "confidence"],

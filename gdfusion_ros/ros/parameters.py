@@ -123,6 +123,8 @@ PARAMETERS: tuple[Entry, ...] = (
         "Voxels that ~/flow covers.",
         ("all", "occupied", "movable"),
     ),
+    Entry("obstacle_min_height", 0.0, "Metres: lower end of the band of obstacles.", bounds=(-10.0, 50.0)),
+    Entry("obstacle_max_height", 2.5, "Metres: upper end of the band of obstacles.", bounds=(-10.0, 50.0)),
     # When to complain.
     Entry(
         "slow_frame",
@@ -156,6 +158,11 @@ class Settings:
     def flag(self, name: str) -> bool:
         """A boolean parameter."""
         return bool(self.values[name])
+
+    @property
+    def obstacle_band(self) -> tuple[float, float]:
+        """Heights of what stands in the way, in metres."""
+        return self.number("obstacle_min_height"), self.number("obstacle_max_height")
 
     @property
     def assembly(self) -> AssemblySettings:

@@ -7,15 +7,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from nav_msgs.msg import OccupancyGrid
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
+from visualization_msgs.msg import MarkerArray
 
 from gdfusion_ros.frame import Occupancy
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.msg import LabelInfo, SemanticOccupancy, VoxelFlow
+from gdfusion_ros.ros.adaptors import (
+    autoware_points,
+    flow_markers,
+    obstacle_points,
+    occupancy_grid,
+    vision_label_info,
+)
 from gdfusion_ros.ros.conversion import (
     Cells,
     flow_message,
@@ -45,13 +54,27 @@ class OccupancyPublishers:
     """Publishes what comes out of the stream."""
 
     def __init__(self, node: LifecycleNode, label_set: LabelSet) -> None:
-        self._occupancy = node.create_publisher(SemanticOccupancy, "~/occupancy", OUTPUT)
-        self._flow = node.create_publisher(VoxelFlow, "~/flow", OUTPUT)
-        self._points = node.create_publisher(PointCloud2, "~/points", OUTPUT)
-        self._latency = node.create_publisher(DiagnosticArray, "~/latency", OUTPUT)
-        self._label_info = node.create_publisher(LabelInfo, "~/label_info", LATCHED)
-        self._label_info.publish(label_info_message(label_set, node.get_clock().now().to_msg()))
-        self._all = [self._occupancy, self._flow, self._points, self._latency, self._label_info]
+        self._all: list[Publisher[Any]] = []
+
+        def publisher(kind: Any, topic: str, qos: QoSProfile = OUTPUT) -> Publisher[Any]:
+            made = node.create_publisher(kind, f"~/{topic}", qos)
+            self._all.append(made)
+            return made
+
+        self._occupancy = publisher(SemanticOccupancy, "occupancy")
+        self._flow = publisher(VoxelFlow, "flow")
+        self._points = publisher(PointCloud2, "points")
+        self._obstacle_points = publisher(PointCloud2, "obstacle_points")
+        self._autoware_points = publisher(PointCloud2, "autoware_points")
+        self._occupancy_grid = publisher(OccupancyGrid, "occupancy_grid")
+        self._flow_markers = publisher(MarkerArray, "flow_markers")
+        self._latency = publisher(DiagnosticArray, "latency")
+        now = node.get_clock().now().to_msg()
+        publisher(LabelInfo, "label_info", LATCHED).publish(label_info_message(label_set, now))
+        labels = vision_label_info(label_set)
+        if labels is not None:
+            labels.header.stamp = now
+            publisher(type(labels), "vision_label_info", LATCHED).publish(labels)
 
     def destroy(self, node: LifecycleNode) -> None:
         """Take the topics away."""
@@ -73,7 +96,12 @@ class OccupancyPublishers:
         if flow is not None:
             cells = cast(Cells, settings.text("flow_cells"))
             _on_demand(self._flow, lambda: flow_message(occupancy, flow, frame, cells))
+            _on_demand(self._flow_markers, lambda: flow_markers(occupancy, flow, frame))
+        band = settings.obstacle_band
         _on_demand(self._points, lambda: points_message(occupancy, frame))
+        _on_demand(self._obstacle_points, lambda: obstacle_points(occupancy, frame, band))
+        _on_demand(self._autoware_points, lambda: autoware_points(occupancy, frame))
+        _on_demand(self._occupancy_grid, lambda: occupancy_grid(occupancy, frame, band))
         return (time.perf_counter() - begin) * 1e3
 
     def publish_latency(

@@ -13,8 +13,8 @@ import pytest
 from driving import SECOND, START, drive, tiny_model
 from nodes import NodeProcess, Peer, ros_environment, running_node, wait_for
 
+from gdfusion_ros.assembly.grids import occupancy_of
 from gdfusion_ros.labels import OCC3D
-from gdfusion_ros.ros.conversion import occupancy_of
 from gdfusion_ros.sinks.bag import record_frames
 
 pytestmark = pytest.mark.ros
