@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Occupancy
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class FrameDigest:
     stamp_ns: int
     scene: str
     world_from_ego: tuple[float, ...]
-    calibration: tuple[tuple[object, ...], ...]
+    calibration: tuple[tuple[str, tuple[int, ...], bytes, bytes], ...]
     missing: tuple[str, ...]
 
     @classmethod
@@ -43,8 +45,8 @@ class FrameDigest:
         )
 
 
-def _calibration(view: CameraView) -> tuple[object, ...]:
-    size = () if view.missing else view.image.shape[:2]
+def _calibration(view: CameraView) -> tuple[str, tuple[int, ...], bytes, bytes]:
+    size: tuple[int, ...] = () if view.missing else view.image.shape[:2]
     return (view.name, size, view.intrinsics.round(6).tobytes(), view.ego_from_camera.round(6).tobytes())
 
 
@@ -165,12 +167,59 @@ class OccupancyStream:
         )
 
     def save(self, path: Path) -> None:
-        """Write the temporal state and what the rules remember, so that another process can go on from here."""
-        raise NotImplementedError
+        """Write the temporal state and what the rules remember, so that another process can go on from here.
+
+        Whole or not at all: the file is replaced in one step. Raises ValueError before the first frame.
+        """
+        if self.state is None or self._previous is None:
+            raise ValueError("there is no temporal state before the first frame")
+        note = {
+            "weights": self.model.weights,
+            "sequence": self.sequence,
+            "previous": _digest_to_json(self._previous),
+        }
+        unfinished = path.with_name(path.name + ".unfinished")
+        self.state.save(unfinished, json.dumps(note))
+        unfinished.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a saved state, if the next frame's gap allows it."""
-        raise NotImplementedError
+        """Go on from a saved state, if the next frame's gap allows it.
+
+        Raises UserError when the file is damaged, or comes from another model or other weights; nothing changes then.
+        """
+        from gdfusion_ros.model.state import TemporalState, saved_note
+
+        try:
+            note = json.loads(saved_note(path))
+            weights, sequence = str(note["weights"]), int(note["sequence"])
+            previous = _digest_from_json(note["previous"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} holds a temporal state, but not what a stream needs to go on from it") from None
+        state = TemporalState.load(path, self.model.device)
+        if state.model != self.model.name or weights != self.model.weights:
+            raise UserError(
+                f"{path} is the state of {state.model} with {weights}, not of {self.model.name} with {self.model.weights}"
+            )
+        self.state, self._previous, self._pending_reset = state, previous, None
+        self.sequence = sequence
+
+
+def _digest_to_json(digest: FrameDigest) -> dict[str, Any]:
+    calibration = [[name, list(size), k.hex(), pose.hex()] for name, size, k, pose in digest.calibration]
+    return {**asdict(digest), "calibration": calibration}
+
+
+def _digest_from_json(content: dict[str, Any]) -> FrameDigest:
+    return FrameDigest(
+        stamp_ns=int(content["stamp_ns"]),
+        scene=str(content["scene"]),
+        world_from_ego=tuple(float(value) for value in content["world_from_ego"]),
+        calibration=tuple(
+            (str(name), tuple(int(n) for n in size), bytes.fromhex(k), bytes.fromhex(pose))
+            for name, size, k, pose in content["calibration"]
+        ),
+        missing=tuple(str(name) for name in content["missing"]),
+    )
 
 
 def _check_finite(frame: CameraFrame) -> None:

@@ -40,12 +40,12 @@ class TemporalState:
         tensors = sum(t.numel() * t.element_size() for t in self.tensors.values())
         return tensors + sum(pose.nbytes for pose in self.poses.values())
 
-    def save(self, path: str | Path) -> None:
-        """Write the state as safetensors."""
+    def save(self, path: str | Path, note: str = "") -> None:
+        """Write the state as safetensors, with a note of the caller's in its metadata."""
         content = {_TENSOR + name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         content |= {_POSE + name: torch.from_numpy(np.ascontiguousarray(p)) for name, p in self.poses.items()}
         description = {"frames": self.frames, "model": self.model}
-        save_file(content, str(path), metadata={"format": _FORMAT, "state": json.dumps(description)})
+        save_file(content, str(path), metadata={"format": _FORMAT, "state": json.dumps(description), "note": note})
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> TemporalState:
@@ -63,3 +63,15 @@ class TemporalState:
         tensors = {n.removeprefix(_TENSOR): t for n, t in content.items() if n.startswith(_TENSOR)}
         poses = {n.removeprefix(_POSE): t.cpu().numpy() for n, t in content.items() if n.startswith(_POSE)}
         return cls(frames, tensors, poses, model)
+
+
+def saved_note(path: str | Path) -> str:
+    """The note that a state was saved with. Raises UserError when the file is not a saved state."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the temporal state {path}: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a saved temporal state")
+    return str(metadata.get("note", ""))

@@ -88,6 +88,9 @@ class InferenceWorker:
                 self._process(waiting)
             except Exception as error:  # the thread lives on whatever one frame does
                 log.exception("frame at %d ns failed", waiting.frame.stamp_ns)
+                # Whatever it was, it may lie in the state (a loaded file's, say): history starts anew.
+                with self._stream_lock:
+                    self.stream.forget("failed_frame")
                 self._fail("internal", f"frame at {waiting.frame.stamp_ns} ns: {error}", fatal=False)
 
     def _process(self, waiting: _Waiting) -> None:
