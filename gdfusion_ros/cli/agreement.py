@@ -9,7 +9,8 @@ where the network itself is that sensitive, which shows when it runs again with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from gdfusion_ros.cli.fixtures import NetworkFixture, TensorRecord
 from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.model.model import OccupancyModel, build_network
-from gdfusion_ros.model.network import NetworkInput
+from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.weights import load_entries
 from gdfusion_ros.model.watch import Watch
 
@@ -38,6 +39,12 @@ STD, ABSMAX = 5e-3, 2e-2
 """How far the whole tensor's standard deviation and largest value may be off, relatively."""
 FRAME_LABELS, ALL_LABELS = 0.995, 0.997
 """Shares of the clear voxels whose labels must be equal, in each frame and over all."""
+LOGITS = ("logits", "logits_3")
+"""What fixtures call the network's last logits."""
+HOOKED = {"depth_aspp": "depth_net.depth_conv.3", "depth_dcn": "depth_net.depth_conv.4"}
+"""Tensors of fixtures that are the output of a module inside a block, and which module."""
+BY_HEAD = ("labels_encoder", "labels_decoder")
+"""Labels of a network with two heads; what it gives as ``labels`` is made of them."""
 CLEAR = 0.01
 """Difference of the two best logits from which a voxel counts as clear."""
 REPEATS, NUDGE = 3, 1e-5
@@ -50,6 +57,12 @@ class ReferenceModel(OccupancyModel):
     """An OccupancyModel that takes poses as the reference did, and whose inputs can be nudged."""
 
     nudge: torch.Generator | None = None
+    logits: Tensor | None = None
+    """(K, Y, X, Z) of the last frame."""
+
+    def _labels(self, output: NetworkOutput) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        self.logits = output.logits[0]
+        return super()._labels(output)
 
     def ego_poses(self, frame: CameraFrame) -> dict[str, Matrix]:
         """The reference held its poses in float32 before it computed the motion of each camera from them. At the
@@ -97,6 +110,8 @@ class FrameRun:
     """(X, Y, Z) by how much the expected label's logit is below the best."""
     margin: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     """(X, Y, Z) difference of the two best logits."""
+    by_head: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """(X, Y, Z) the labels of each head, of networks with two."""
 
     def take(self, name: str, tensor: Tensor, record: TensorRecord) -> None:
         """Keep the samples of a tensor that the fixture has."""
@@ -119,15 +134,16 @@ def run_network(model: ReferenceModel, fixture: NetworkFixture, seed: int | None
     state = None
     for i, frame in enumerate(fixture.frames):
         run = FrameRun()
-        labels = fixture.expected[f"{i}/labels"]
 
-        def listen(name: str, tensor: Tensor, run: FrameRun = run, labels: npt.NDArray[Any] = labels) -> None:
+        def listen(name: str, tensor: Tensor, run: FrameRun = run) -> None:
             if name in fixture.tensors:
                 run.take(name, tensor, fixture.tensors[name])
-            if name == "logits":
-                run.deficit, run.margin = _label_margins(model, tensor[0], labels)
+            if name in BY_HEAD:
+                run.by_head[name] = tensor.numpy()
 
-        prediction, state = model(frame, None if fixture.starts[i] else state, Watch(listen))
+        with _hooked(model, fixture, listen):
+            prediction, state = model(frame, None if fixture.starts[i] else state, Watch(listen))
+        run.deficit, run.margin = _label_margins(model, _by_logits(fixture, i))
         for name, tensor in state.tensors.items():
             if f"state/{name}" in fixture.tensors:
                 run.take(f"state/{name}", tensor, fixture.tensors[f"state/{name}"])
@@ -135,10 +151,33 @@ def run_network(model: ReferenceModel, fixture: NetworkFixture, seed: int | None
         yield run
 
 
+@contextmanager
+def _hooked(
+    model: ReferenceModel, fixture: NetworkFixture, listen: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Show the outputs of the modules in HOOKED that the fixture has numbers for."""
+    hooks = [
+        model.network.get_submodule(module).register_forward_hook(
+            lambda _module, _inputs, output, name=name: listen(name, output)
+        )
+        for name, module in HOOKED.items()
+        if name in fixture.tensors
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _by_logits(fixture: NetworkFixture, i: int) -> npt.NDArray[np.uint8]:
+    """(X, Y, Z) the expected labels that belong to the logits alone."""
+    return fixture.expected.get(f"{i}/{BY_HEAD[0]}", fixture.expected[f"{i}/labels"])
+
+
 def _label_margins(
-    model: OccupancyModel, logits: Tensor, expected: npt.NDArray[np.uint8]
+    model: ReferenceModel, expected: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    logits = model.label_logits(logits).transpose(1, 2)
+    assert model.logits is not None, "the network has run"
+    logits = model.label_logits(model.logits).transpose(1, 2)
     best = logits.topk(2, dim=0).values
     chosen = torch.from_numpy(expected.astype(np.int64)).clamp(max=len(logits) - 1)[None]
     return (best[0] - logits.gather(0, chosen)[0]).numpy(), (best[0] - best[1]).numpy()
@@ -202,6 +241,11 @@ def compare(model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun])
         equal, clear_voxels = equal + int(same.sum()), clear_voxels + same.size
         if result.label_agreement[-1] < FRAME_LABELS:
             result.failures.append(f"frame {i}: {result.label_agreement[-1]:.4%} of the labels agree")
+        for name in BY_HEAD:
+            if f"{i}/{name}" in fixture.expected:
+                share = float((run.by_head[name] == fixture.expected[f"{i}/{name}"])[clear].mean())
+                if not share >= FRAME_LABELS:
+                    result.failures.append(f"frame {i}: {share:.4%} of {name} agree")
         doubts += _compare_labels(run, fixture, i)
     if equal < ALL_LABELS * clear_voxels:
         result.failures.append(f"over all frames {equal / clear_voxels:.4%} of the labels agree")
@@ -245,12 +289,15 @@ def _compare_tensor(
 
 def _compare_labels(run: FrameRun, fixture: NetworkFixture, i: int) -> Iterator[Doubt]:
     """Voxels whose expected label, or whose being clear, our logits contradict by more than tensors may be off."""
-    record = fixture.tensors["logits"]
+    record = next(fixture.tensors[name] for name in LOGITS if name in fixture.tensors)
     slack = 2 * LARGE * record.absmax[i]
     wrong = np.flatnonzero(run.deficit > slack)
     if wrong.size:
         yield Doubt(i, "labels", wrong, run.deficit.reshape(-1)[wrong])
     distance = np.where(_clear(fixture, i), CLEAR - run.margin, run.margin - CLEAR)
+    if run.by_head:
+        # Here also voxels whose masks are doubtful are not clear, however clear their logits.
+        distance = np.where(_clear(fixture, i), distance, 0.0)
     wrong = np.flatnonzero(distance > slack)
     if wrong.size:
         yield Doubt(i, "clear", wrong, distance.reshape(-1)[wrong])

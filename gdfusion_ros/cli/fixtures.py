@@ -17,10 +17,13 @@ from torch import Tensor
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Image, ImageTransform
+from gdfusion_ros.grid import Triple
 from gdfusion_ros.model.config import DepthBins, ModelConfig, load_config
 
 Arrays = dict[str, npt.NDArray[Any]]
 ANCHOR = "CAM_FRONT"
+SINGLE_POSES = ("cotr",)
+"""Networks whose reference rounded all poses to float32 before it computed anything from them."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,28 @@ def read_network_fixture(folder: Path, given_images: Path | None) -> NetworkFixt
 def fixture_config(meta: dict[str, Any]) -> ModelConfig:
     """The named network's configuration with the fixture's input size, cameras, grid and depth bins."""
     config = load_config(meta["network"])
-    height, width = meta["input_size"]
-    grid = meta["grid"]
-    x, y, z = (tuple(float(value) for value in grid[axis]) for axis in "xyz")
+    # Where images are padded, the input's size is that after padding.
+    height, width = meta.get("image_size", meta["input_size"])
+    x, y, z, depth = _grid(meta)
     return replace(
         config,
         cameras=tuple(meta["cameras"]),
         image=replace(config.image, height=height, width=width),
         grid=replace(config.grid, x=x, y=y, z=z),
-        depth=DepthBins(*(float(value) for value in grid["depth"])),
+        depth=None if depth is None else DepthBins(*depth),
     )
+
+
+def _grid(meta: dict[str, Any]) -> tuple[Triple, Triple, Triple, Triple | None]:
+    """(lower, upper, step) along x, y and z, and of the depth bins where there are some."""
+    if "pc_range" in meta:
+        cells = meta["volume_w_x"][0], meta["volume_h_y"][0], meta["volume_z"][0]
+        bounds = zip(meta["pc_range"][:3], meta["pc_range"][3:], cells, strict=True)
+        x, y, z = ((float(low), float(high), (high - low) / n) for low, high, n in bounds)
+        return x, y, z, None
+    # Two spellings: "x" and "xbound", "depth" and "dbound".
+    bounds_of = {name[0]: tuple(float(value) for value in bounds) for name, bounds in meta["grid"].items()}
+    return bounds_of["x"], bounds_of["y"], bounds_of["z"], bounds_of["d"]
 
 
 def _weights(folder: Path, meta: dict[str, Any]) -> dict[str, Tensor]:
@@ -133,6 +148,8 @@ def _frames(
     count = 1 + max(int(name.split("/")[0]) for name in arrays)
     recorded = None if "0/images" in arrays else RecordedImages(images_folder(folder, given_images))
     frames, starts = [], []
+    precision = np.float32 if meta["network"] in SINGLE_POSES else np.float64
+    anchor = config.cameras[0] if "key_ego" in meta else ANCHOR
     for i in range(count):
         images = arrays[f"{i}/images"] if recorded is None else None
         transform = _stored_transform(config) if recorded is None else ImageTransform()
@@ -141,8 +158,8 @@ def _frames(
                 name=name,
                 image=recorded.image(i, name) if images is None and recorded is not None else images[n],  # type: ignore[index]
                 intrinsics=arrays[f"{i}/K"][n].astype(np.float64),
-                ego_from_camera=arrays[f"{i}/sensor2ego"][n].astype(np.float64),
-                world_from_ego=arrays[f"{i}/ego2global"][n].astype(np.float64),
+                ego_from_camera=arrays[f"{i}/sensor2ego"][n].astype(precision).astype(np.float64),
+                world_from_ego=arrays[f"{i}/ego2global"][n].astype(precision).astype(np.float64),
                 stamp_ns=i,
                 image_transform=transform,
             )
@@ -153,7 +170,7 @@ def _frames(
             CameraFrame(
                 stamp_ns=i,
                 views=views,
-                world_from_ego=next((v for v in views if v.name == ANCHOR), views[0]).world_from_ego,
+                world_from_ego=next((v for v in views if v.name == anchor), views[0]).world_from_ego,
                 world_from_ego_at_lidar=arrays[f"{i}/ego2global_lidar"].astype(np.float64),
                 ego_from_lidar=None if lidar is None else lidar.astype(np.float64),
                 scene=str(arrays[f"{i}/scene"]),

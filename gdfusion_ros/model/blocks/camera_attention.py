@@ -26,9 +26,7 @@ class Projection(NamedTuple):
 def project(points: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> Projection:
     """Points (Q, 3) in metres in the grid's frame, projected into all cameras."""
     # The small matrices are worth float64: an error in them moves all points.
-    camera_from_grid = rig.rotation.double().transpose(-1, -2)
-    origin = -camera_from_grid @ rig.translation.double()[..., None]
-    pixels_from_grid = rig.intrinsics.double() @ torch.cat([camera_from_grid, origin], dim=-1)  # (B, N, 3, 4)
+    pixels_from_grid = rig.intrinsics.double() @ _camera_from_grid(rig)  # (B, N, 3, 4)
     unmoved = points @ torch.inverse(rig.augmentation).transpose(-1, -2)  # (B, Q, 3)
     homogeneous = torch.cat([unmoved, torch.ones_like(unmoved[..., :1])], dim=-1)
     seen = homogeneous[:, None] @ pixels_from_grid.float().transpose(-1, -2)  # (B, N, Q, 3)
@@ -40,6 +38,21 @@ def project(points: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> Proj
     places = pixels / pixels.new_tensor([width, height])
     visible = (depth > _NEAREST) & ((places > 0) & (places < 1)).all(dim=-1)
     return Projection(places, visible)
+
+
+def image_from_grid(rig: CameraRig) -> Tensor:
+    """(B, N, 4, 4): homogeneous network pixels times depth of points in the grid's frame, as SurroundOcc has them."""
+    moved = torch.zeros_like(rig.intrinsics, dtype=torch.float64)
+    moved[..., 2] = rig.image_translation
+    pixels = (rig.image_rotation.double() + moved) @ rig.intrinsics.double() @ _camera_from_grid(rig)
+    last = pixels.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*pixels.shape[:2], 1, 4)
+    return torch.cat([pixels, last], dim=-2).float()
+
+
+def _camera_from_grid(rig: CameraRig) -> Tensor:
+    """(B, N, 3, 4) float64."""
+    rotation = rig.rotation.double().transpose(-1, -2)
+    return torch.cat([rotation, -rotation @ rig.translation.double()[..., None]], dim=-1)
 
 
 class CameraAttention(nn.Module):

@@ -110,9 +110,10 @@ class Cotr(nn.Module):
         with watch.stage("cost_volume"):
             reference = images.quarter if state is None else state.tensors[_QUARTER]
             cost = self._cost(images.quarter, reference, rig, motion)
-        voxels, depth = self._volume(images.features, cost, rig, rig, watch, "")
+        # A scene's first frame is its own predecessor.
+        which = ("", "_previous") if state is None else ("",)
+        voxels, depth = self._volume(images.features, cost, rig, rig, watch, which)
         if state is None:
-            # A scene's first frame is its own predecessor.
             before = voxels
         else:
             before = self._previous(images, state, rig, motion, watch)
@@ -132,11 +133,18 @@ class Cotr(nn.Module):
         return cost_volume(current, reference, self.depths, rig, motion, self.image_size)
 
     def _volume(
-        self, features: Tensor, cost: Tensor, rig: CameraRig, placed: CameraRig, watch: Watch, which: str
+        self,
+        features: Tensor,
+        cost: Tensor,
+        rig: CameraRig,
+        placed: CameraRig,
+        watch: Watch,
+        which: tuple[str, ...],
     ) -> tuple[Tensor, Tensor]:
         """The lifted and refined volume (B, C, Z, Y, X) of one exposure, and its depth distribution.
 
-        ``placed``: where the cameras stood at that exposure, in this frame's grid.
+        ``placed``: where the cameras stood at that exposure, in this frame's grid; ``which``: what is put behind the
+        names of the tensors that are shown.
         """
         batch = rig.intrinsics.shape[:2]
         with watch.stage("depth_net"):
@@ -157,7 +165,7 @@ class Cotr(nn.Module):
             "lifted": lifted,
             "voxel_before_fusion": voxels,
         }
-        watch.show(**{name + which: tensor for name, tensor in shown.items()})
+        watch.show(**{name + end: tensor for end in which for name, tensor in shown.items()})
         return voxels, depth.probabilities
 
     @torch.no_grad()
@@ -176,7 +184,7 @@ class Cotr(nn.Module):
         rotation = rig.rotation.double() @ back[..., :3, :3]
         moved = (rig.rotation.double() @ back[..., :3, 3:])[..., 0] + rig.translation.double()
         placed = replace(rig, rotation=rotation.float(), translation=moved.float())
-        return self._volume(state.tensors[_FEATURES], cost, rig, placed, watch, "_previous")[0]
+        return self._volume(state.tensors[_FEATURES], cost, rig, placed, watch, ("_previous",))[0]
 
 
 class CotrGF(BEVDetOcc):

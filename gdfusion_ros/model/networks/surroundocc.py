@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.blocks.backbone import ResNet
-from gdfusion_ros.model.blocks.camera_attention import CameraAttention, FeedForward, Projection, project
+from gdfusion_ros.model.blocks.camera_attention import (
+    CameraAttention,
+    FeedForward,
+    Projection,
+    image_from_grid,
+    project,
+)
 from gdfusion_ros.model.blocks.layers import ConvNorm
 from gdfusion_ros.model.config import ModelConfig
 from gdfusion_ros.model.fusion.temporal import temporal_fusion
@@ -115,6 +121,8 @@ class SurroundOcc(nn.Module):
         with watch.stage("image_encoder"):
             maps = self.backbone.maps(frame.images.flatten(0, 1))[1:]
             levels = self.image_neck(maps)
+        if watch.on_tensor is not None:
+            watch.show(lidar2img=image_from_grid(frame.rig))
         watch.show(input=frame.images, **{f"backbone_{i}": x for i, x in enumerate(maps)})
         watch.show(**{f"fpn_{i}": x for i, x in enumerate(levels)})
         del maps
