@@ -65,6 +65,7 @@ class Trainer:
         self.seconds = 0.0
         self.state: TemporalState | None = None
         self._stopping = False
+        self.first_losses: dict[str, float] | None = None
         self._optimizer_entries: dict | None = None  # type: ignore[type-arg]
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.class_weights = world_class_weights()
@@ -120,6 +121,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             losses = self._train_step(network, stage)
+            self.first_losses = self.first_losses or losses
             self.step, done, counted = self.step + 1, done + 1, counted + 1
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now

@@ -1,0 +1,123 @@
+"""Training: the loss falls, and stopping changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from gdfusion_ros.errors import UserError
+from gdfusion_ros.model.config import DepthBins, GridConfig, ImageConfig, load_config
+from gdfusion_ros.model.model import load_model
+from gdfusion_ros.model.networks.small import SmallArchitecture
+from gdfusion_ros.training.order import single_frame
+from gdfusion_ros.training.recipe import Recipe, Stage, load_recipe
+from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
+
+FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
+STREAMS = Stage("streams", history=True, steps=8, share=1.0, batch=1, rate=0.002, freeze_norm=True)
+RECIPE = Recipe("gdfusion-small", "world", sequences=2, frames=3, stages=(FRAMES, STREAMS), average=0.9)
+
+
+@pytest.fixture(scope="module")
+def config():
+    """The small network, smaller still."""
+    return dataclasses.replace(
+        load_config("gdfusion-small"),
+        image=ImageConfig(32, 64),
+        grid=GridConfig((-40.0, 40.0, 4.0), (-40.0, 40.0, 4.0), (-1.0, 5.4, 1.6)),
+        depth=DepthBins(1.0, 41.0, 4.0),
+        architecture=SmallArchitecture((8, 8, 8, 8), 8, 4, (8, 8, 8), 8),
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("sequences")
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, cache, tmp_path_factory):
+    trainer = Trainer(RECIPE, tmp_path_factory.mktemp("whole"), cache=cache, config=config)
+    assert trainer.run()
+    return trainer
+
+
+def test_the_loss_falls(uninterrupted):
+    with (uninterrupted.out / CURVES).open() as file:
+        rows = [*csv.DictReader(file)]
+    assert rows[0]["stage"] == "frames"
+    first, last = uninterrupted.first_losses, rows[0]
+    assert float(last["cross_entropy"]) < first["cross_entropy"]
+    assert float(last["depth"]) < first["depth"]
+
+
+@pytest.mark.parametrize("stop_after", [7, 30, 34])
+def test_resuming_gives_the_same_weights_as_not_stopping(config, cache, tmp_path, uninterrupted, stop_after):
+    assert not Trainer(RECIPE, tmp_path, cache=cache, config=config).run(stop_after)
+    resumed = Trainer(RECIPE, tmp_path, cache=cache, config=config, resume=True)
+    assert resumed.run()
+    expected = weights(uninterrupted)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+    for name, value in resumed.average.items():
+        assert torch.equal(value, uninterrupted.average[name]), name
+
+
+def test_the_weights_file_loads_as_a_model(config, uninterrupted):
+    model = load_model(config, uninterrupted.out / WEIGHTS)
+    assert model.weights.startswith(WEIGHTS)
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(config, tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="cannot go on"):
+        Trainer(RECIPE, tmp_path, config=config, resume=True)
+
+
+def test_two_processes_train_together(tmp_path, root):
+    # The recipe's model stands in files here: the processes know nothing of this one's objects.
+    model = yaml.safe_load((root / "config" / "models" / "gdfusion-small.yaml").read_text())
+    model |= {"image": {"height": 32, "width": 64}, "depth": {"lower": 1.0, "upper": 41.0, "step": 4.0}}
+    model["grid"] = {"x": [-40.0, 40.0, 4.0], "y": [-40.0, 40.0, 4.0], "z": [-1.0, 5.4, 1.6]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(model))
+    stages = [
+        {"name": "frames", "history": False, "steps": 2, "share": 1.0, "batch": 1, "rate": 0.001},
+        {"name": "streams", "history": True, "steps": 2, "share": 1.0, "batch": 1, "rate": 0.001, "freeze_norm": True},
+    ]
+    recipe = {"model": str(tmp_path / "tiny.yaml"), "data": "world", "sequences": 2, "frames": 2, "stages": stages}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "gdfusion_ros.cli.main", "train"]
+    command += [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / WEIGHTS).is_file()
+
+
+def test_the_rate_rises_and_falls():
+    assert learning_rate(FRAMES, 0.0) < 0.03 * FRAMES.rate
+    assert learning_rate(FRAMES, FRAMES.warmup) == pytest.approx(FRAMES.rate)
+    assert learning_rate(FRAMES, 1.0) == pytest.approx(0.02 * FRAMES.rate)
+
+
+def test_every_frame_of_a_chunk_comes_once():
+    seen = {single_frame(k, sequences=4, frames=3, seed=0) for k in range(12)}
+    assert len(seen) == 12
+
+
+def test_an_unknown_recipe_is_refused_with_the_names_there_are():
+    with pytest.raises(UserError, match="gdfusion-small"):
+        load_recipe("gdfusion-tiny")
