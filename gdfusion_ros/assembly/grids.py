@@ -53,14 +53,16 @@ def occupancy_of(
 def flow_of(message: Message) -> Flow:
     """A VoxelFlow as a Flow over its grid. Raises ValueError when the message contradicts itself."""
     grid = _grid(message)
-    vectors = np.stack([np.asarray(getattr(message, axis), dtype=np.float32) for axis in ("vx", "vy", "vz")], axis=-1)
+    vectors = np.stack(
+        [np.asarray(getattr(message, axis), dtype=np.float32) for axis in ("vx", "vy", "vz")], axis=-1
+    )
     numbers = np.arange(grid.cells) if message.dense else np.asarray(message.indices, dtype=np.int64)
     if len(numbers) != len(vectors) or (len(numbers) and numbers.max() >= grid.cells):
         raise ValueError(f"{len(vectors)} vectors for {len(numbers)} cells of {grid.cells}")
     if not np.isfinite(vectors).all():
         raise ValueError("a vector is not finite")
     # The message counts cells x fastest, then y, then z.
-    x, y, z = grid.shape
+    x, y, _ = grid.shape
     at = (numbers % x, numbers // x % y, numbers // (x * y))
     field = np.zeros((*grid.shape, 3), dtype=np.float32)
     valid = np.zeros(grid.shape, dtype=bool)

@@ -53,19 +53,36 @@ def rig_of(args: argparse.Namespace) -> tuple[Rig, AssemblySettings]:
     return rig, AssemblySettings(inference_period=args.period, missing_camera=args.missing_camera)
 
 
+def is_world(name: str) -> bool:
+    """Whether a source's name means the made-up world."""
+    return name == "world" or name.startswith("world:")
+
+
+def world_seed(name: str) -> int:
+    """The seed in `world:SEED`, 0 for `world`; UserError when it is none."""
+    seed = name.partition(":")[2] or "0"
+    if not seed.isdigit():
+        raise UserError(f"{name}: the seed of the made-up world is a whole number, as in world:3")
+    return int(seed)
+
+
+def rig_names(source: object) -> tuple[str, ...]:
+    """The cameras of a recording's rig; nothing where the source has nuScenes' own."""
+    from gdfusion_ros.sources.bag import BagSource
+
+    return source.rig.names if isinstance(source, BagSource) else ()
+
+
 def source_of(name: str, args: argparse.Namespace) -> Iterable[CameraFrame]:
     """The frames of a recording, of a folder with frames.json, or of the made-up world (`world` or
     `world:SEED`).
 
     UserError when it is none of these.
     """
-    if name == "world" or name.startswith("world:"):
+    if is_world(name):
         from gdfusion_ros.sources.world import WorldSource
 
-        seed = name.partition(":")[2] or "0"
-        if not seed.isdigit():
-            raise UserError(f"{name}: the seed of the made-up world is a whole number, as in world:3")
-        return WorldSource(seed=int(seed))
+        return WorldSource(seed=world_seed(name))
     path = Path(name)
     if (path / "frames.json").is_file():
         from gdfusion_ros.sources.nuscenes import FolderSource

@@ -7,11 +7,13 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gdfusion_ros.frame import Occupancy
 from gdfusion_ros.labels import UNKNOWN
+from gdfusion_ros.viewer.shot import Shot
 
 ColorBy = Literal["label", "confidence", "flow", "error"]
 COLOR_BY: tuple[ColorBy, ...] = get_args(ColorBy)
+
+Colors = npt.NDArray[np.uint8]
 
 GREY = (120, 120, 120)
 RIGHT, WRONG_CLASS, FALSE_ALARM, MISSED = (90, 170, 90), (240, 200, 40), (220, 50, 50), (60, 90, 230)
@@ -20,52 +22,37 @@ FULL_SPEED = 10.0
 """Metres per second (or metres of history displacement) at which the colour of ``flow`` is saturated."""
 
 
-def drawn(occupancy: Occupancy, truth: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.bool_]:
-    """(X, Y, Z): the voxels to draw: occupied ones, and with ``truth`` also those that should have been."""
-    mask = _occupied(occupancy, occupancy.labels)
-    return mask if truth is None else mask | _occupied(occupancy, truth)
+def voxel_colors(shot: Shot, by: ColorBy = "label") -> Colors:
+    """(N, 3) RGB of the shot's voxels. What is not known is grey: no confidence or flow in the grid, no truth there.
 
-
-def voxel_colors(
-    occupancy: Occupancy,
-    cells: npt.NDArray[np.int64],
-    by: ColorBy = "label",
-    truth: npt.NDArray[np.uint8] | None = None,
-) -> npt.NDArray[np.uint8]:
-    """(N, 3) RGB of the cells (N, 3). What is not known is grey: no confidence or flow in the grid, no truth there."""
-    at = tuple(np.asarray(cells).T)
-    labels = occupancy.labels[at]
+    By ``error``, voxels that are missing from the prediction show in the colour of what was missed.
+    """
     if by == "label":
-        return occupancy.label_set.palette()[labels]
-    colors = np.tile(np.array(GREY, dtype=np.uint8), (len(labels), 1))
-    if by == "confidence" and occupancy.confidence is not None:
-        return _ramp(occupancy.confidence[at] / 255.0)
-    if by == "flow" and occupancy.flow is not None:
-        valid = occupancy.flow.valid[at]
-        colors[valid] = _wheel(occupancy.flow.vectors[at][valid])
-    if by == "error" and truth is not None:
-        true = truth[at]
-        here, there = _occupied(occupancy, labels), _occupied(occupancy, true)
-        known = true != UNKNOWN
+        return shot.label_set.palette()[shot.labels]
+    colors = np.tile(np.array(GREY, dtype=np.uint8), (len(shot.labels), 1))
+    if by == "confidence" and shot.confidence is not None:
+        return _ramp(shot.confidence / 255.0)
+    if by == "flow" and shot.vectors is not None and shot.vectors_valid is not None:
+        colors[shot.vectors_valid] = _wheel(shot.vectors[shot.vectors_valid].astype(np.float32))
+    if by == "error" and shot.truth is not None:
+        free = shot.label_set.free
+        here, there = shot.predicted, (shot.truth != free) & (shot.truth != UNKNOWN)
+        known = shot.truth != UNKNOWN
         colors[known & here & there] = WRONG_CLASS
-        colors[known & (labels == true)] = RIGHT
+        colors[known & here & (shot.labels == shot.truth)] = RIGHT
         colors[known & here & ~there] = FALSE_ALARM
         colors[known & ~here & there] = MISSED
     return colors
 
 
-def _occupied(occupancy: Occupancy, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    return (labels != occupancy.label_set.free) & (labels != UNKNOWN)
-
-
-def _ramp(share: npt.NDArray) -> npt.NDArray[np.uint8]:
+def _ramp(share: npt.NDArray[np.floating]) -> Colors:
     """Red over yellow to green for 0 .. 1."""
     red = np.clip(2.0 - 2.0 * share, 0, 1)
     green = np.clip(2.0 * share, 0, 1)
     return (np.stack([red, green, np.full_like(share, 0.2)], axis=-1) * 255).astype(np.uint8)
 
 
-def _wheel(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _wheel(vectors: npt.NDArray[np.float32]) -> Colors:
     """Hue by direction in the ground plane, saturation by length."""
     hue = (np.arctan2(vectors[:, 1], vectors[:, 0]) / (2 * np.pi)) % 1.0
     saturation = np.clip(np.linalg.norm(vectors[:, :2], axis=1) / FULL_SPEED, 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -13,9 +13,11 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from gdfusion_ros.frame import CameraFrame, CameraView, Image, Occupancy
+from gdfusion_ros.frame import CameraFrame, Image, Occupancy
+from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.rays import first_hits
-from gdfusion_ros.viewer.colors import ColorBy, drawn, voxel_colors
+from gdfusion_ros.viewer.colors import ColorBy, voxel_colors
+from gdfusion_ros.viewer.shot import Shot, make_shot, true_shot
 
 Array = npt.NDArray[np.float64]
 
@@ -58,12 +60,26 @@ def render_occupancy(
 
     ``truth`` (X, Y, Z) is for ``color_by="error"``, which also draws what was missed.
     """
+    return render(make_shot(occupancy, truth=truth), size, viewpoint, color_by)
+
+
+def render(
+    shot: Shot,
+    size: tuple[int, int] = (1280, 720),
+    viewpoint: Viewpoint = BEHIND,
+    color_by: ColorBy = "label",
+) -> Image:
+    """A shot's voxels as an RGB picture (height, width, 3) of ``size`` (width, height)."""
     width, height = size
-    grid = occupancy.grid
-    show = drawn(occupancy, truth if color_by == "error" else None)
-    ego = _ego_cells(occupancy)
-    solid = show | ego
-    position, rays = _pixel_rays(occupancy, size, viewpoint)
+    grid = shot.grid
+    shown = np.ones(len(shot.cells), dtype=bool) if color_by == "error" else shot.predicted
+    drawn = tuple(shot.cells[shown].T)
+    paint = np.empty((*grid.shape, 3), dtype=np.uint8)
+    solid = _ego_cells(grid)
+    paint[solid] = EGO_COLOR
+    solid[drawn] = True
+    paint[drawn] = voxel_colors(shot, color_by)[shown]
+    position, rays = _pixel_rays(grid, size, viewpoint)
     hits = first_hits(solid, grid, np.broadcast_to(position, rays.shape), rays)
 
     share = np.linspace(0, 1, height)[:, None, None]
@@ -71,17 +87,16 @@ def render_occupancy(
     seen = hits.hit
     cells, depth = hits.cell[seen].astype(np.int64), hits.depth[seen]
     point = position + rays[seen] * depth[:, None]
-    colors = voxel_colors(occupancy, cells, color_by, truth).astype(np.float64)
-    colors[ego[tuple(cells.T)] & ~show[tuple(cells.T)]] = EGO_COLOR
     # Black (Occ3D's "others") would hide every edge.
-    colors = np.maximum(colors, 28.0)
+    colors = np.maximum(paint[tuple(cells.T)].astype(np.float64), 28.0)
 
     local = (point - np.asarray(grid.minimum)) / np.asarray(grid.cell_size) - cells
     axis, side = _face(local, rays[seen])
     light = FACES[axis, side]
     light *= _outline(local, axis, depth, height, viewpoint, grid.cell_size[0])
-    light *= _shadow(solid, occupancy, point, axis, side)
-    haze = np.clip((depth - 60.0) / 160.0, 0.0, 0.5)[:, None]
+    light *= _shadow(solid, grid, point, axis, side)
+    far = depth - np.linalg.norm(np.subtract(viewpoint.target, viewpoint.position))
+    haze = np.clip((far - 10.0) / 160.0, 0.0, 0.5)[:, None]
     picture[seen] = (1 - haze) * colors * light[:, None] + haze * np.array(SKY[1])
     return picture.clip(0, 255).astype(np.uint8).reshape(height, width, 3)
 
@@ -98,17 +113,22 @@ def sheet(
 
     With ``truth`` (X, Y, Z), ground truth stands beside the prediction. ``title`` stands above the legend.
     """
-    ahead, back = _rows(frame.views)
-    parts = [_strip(ahead, width)] if ahead else []
-    if truth is None:
-        parts.append(render_occupancy(occupancy, (width, width * 9 // 16), color_by=color_by))
+    return shot_sheet(make_shot(occupancy, frame, truth), width, color_by, title)
+
+
+def shot_sheet(shot: Shot, width: int = 1440, color_by: ColorBy = "label", title: str = "") -> Image:
+    """The same sheet of a shot."""
+    ahead, back = _rows(shot)
+    parts = [_strip(shot, ahead, width)] if ahead else []
+    if shot.truth is None:
+        parts.append(render(shot, (width, width * 9 // 16), color_by=color_by))
     else:
         half = (width // 2, width * 7 // 16)
-        pair = [("prediction", occupancy), ("ground truth", _replaced(occupancy, truth))]
-        parts.append(np.hstack([write_on(render_occupancy(shown, half), name) for name, shown in pair]))
+        prediction = write_on(render(shot, half, color_by=color_by), "prediction")
+        parts.append(np.hstack([prediction, write_on(render(true_shot(shot), half), "ground truth")]))
     if back:
-        parts.append(_strip(back, width))
-    parts.append(_legend(occupancy, width, title))
+        parts.append(_strip(shot, back, width))
+    parts.append(_legend(shot, width, title))
     widest = max(part.shape[1] for part in parts)
     return np.vstack([_padded(part, widest) for part in parts])
 
@@ -129,18 +149,14 @@ def save_png(picture: Image, path: Path) -> None:
     PillowImage.fromarray(picture).save(path)
 
 
-def _replaced(occupancy: Occupancy, labels: npt.NDArray[np.uint8]) -> Occupancy:
-    return replace(occupancy, labels=labels, confidence=None, flow=None)
-
-
-def _grid_from_ego(occupancy: Occupancy) -> Array:
+def _grid_from_ego(grid: VoxelGrid) -> Array:
     """Rotation into the grid's axes. LiDAR axes are x right, y forward; their small tilt does not show in a picture."""
-    if occupancy.grid.frame == "ego":
+    if grid.frame == "ego":
         return np.eye(3)
     return np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _pixel_rays(occupancy: Occupancy, size: tuple[int, int], viewpoint: Viewpoint) -> tuple[Array, Array]:
+def _pixel_rays(grid: VoxelGrid, size: tuple[int, int], viewpoint: Viewpoint) -> tuple[Array, Array]:
     """The eye (3,) and unit directions (height * width, 3) in the grid's axes."""
     width, height = size
     forward = np.subtract(viewpoint.target, viewpoint.position)
@@ -152,15 +168,14 @@ def _pixel_rays(occupancy: Occupancy, size: tuple[int, int], viewpoint: Viewpoin
     v = -(np.arange(height) + 0.5 - height / 2) / (height / 2) * half
     u = (np.arange(width) + 0.5 - width / 2) / (height / 2) * half
     rays = forward + u[None, :, None] * right + v[:, None, None] * up
-    rays = rays.reshape(-1, 3) @ _grid_from_ego(occupancy).T
-    return _grid_from_ego(occupancy) @ np.asarray(viewpoint.position), rays / np.linalg.norm(
+    rays = rays.reshape(-1, 3) @ _grid_from_ego(grid).T
+    return _grid_from_ego(grid) @ np.asarray(viewpoint.position), rays / np.linalg.norm(
         rays, axis=1, keepdims=True
     )
 
 
-def _ego_cells(occupancy: Occupancy) -> npt.NDArray[np.bool_]:
-    corners = np.array(EGO) @ _grid_from_ego(occupancy).T
-    grid = occupancy.grid
+def _ego_cells(grid: VoxelGrid) -> npt.NDArray[np.bool_]:
+    corners = np.array(EGO) @ _grid_from_ego(grid).T
     if grid.frame == "lidar":
         corners[:, 2] -= 1.84  # the LiDAR's height on nuScenes' cars
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -193,42 +208,47 @@ def _outline(
 
 def _shadow(
     solid: npt.NDArray[np.bool_],
-    occupancy: Occupancy,
+    grid: VoxelGrid,
     point: Array,
     axis: npt.NDArray[np.int64],
     side: npt.NDArray[np.int64],
 ) -> Array:
-    sun = _grid_from_ego(occupancy) @ (SUN / np.linalg.norm(SUN))
+    sun = _grid_from_ego(grid) @ (SUN / np.linalg.norm(SUN))
     start = point.copy()
     rows = np.arange(len(point))
     start[rows, axis] += (2 * side - 1) * 1e-3
     away = (2 * side - 1) * sun[axis] <= 0
-    blocked = first_hits(solid, occupancy.grid, start, np.broadcast_to(sun, start.shape)).hit
+    blocked = first_hits(solid, grid, start, np.broadcast_to(sun, start.shape)).hit
     return np.where(blocked | away, SHADOW, 1.0)
 
 
-def _rows(views: Sequence[CameraView]) -> tuple[list[CameraView], list[CameraView]]:
-    """Cameras that look ahead and cameras that look back, each row from the vehicle's left to its right."""
-    yaw = {
-        view.name: float(np.arctan2(view.ego_from_camera[1, 2], view.ego_from_camera[0, 2])) for view in views
-    }
-    ahead = [view for view in views if abs(yaw[view.name]) <= np.pi / 2]
-    back = [view for view in views if abs(yaw[view.name]) > np.pi / 2]
-    ahead.sort(key=lambda view: -yaw[view.name])
-    back.sort(key=lambda view: yaw[view.name] % (2 * np.pi))
-    return ahead, back
+def _rows(shot: Shot) -> tuple[list[str], list[str]]:
+    """Cameras that look ahead and cameras that look back, each row from the vehicle's left to its right.
+
+    Cameras of unknown place are halved in the order they have.
+    """
+    yaw = {}
+    unplaced = [name for name, picture in shot.pictures.items() if picture.ego_from_camera is None]
+    for name, picture in shot.pictures.items():
+        if picture.ego_from_camera is not None:
+            yaw[name] = float(np.arctan2(picture.ego_from_camera[1, 2], picture.ego_from_camera[0, 2]))
+    ahead = sorted((name for name in yaw if abs(yaw[name]) <= np.pi / 2), key=lambda name: -yaw[name])
+    back = sorted(
+        (name for name in yaw if abs(yaw[name]) > np.pi / 2), key=lambda name: yaw[name] % (2 * np.pi)
+    )
+    half = -(-len(unplaced) // 2)
+    return ahead + unplaced[:half], back + unplaced[half:]
 
 
-def _strip(views: Sequence[CameraView], width: int) -> Image:
+def _strip(shot: Shot, names: Sequence[str], width: int) -> Image:
     """The cameras' pictures side by side over the whole width, up to three to the full height of a third."""
-    columns = max(len(views), 3)
+    columns = max(len(names), 3)
     tile = width // columns
     tiles = []
-    for view in views:
-        height = max(1, round(view.image.shape[0] * tile / view.image.shape[1]))
-        tiles.append(
-            write_on(cv2.resize(view.image, (tile, height), interpolation=cv2.INTER_AREA), view.name)
-        )
+    for name in names:
+        image = shot.pictures[name].image
+        height = max(1, round(image.shape[0] * tile / image.shape[1]))
+        tiles.append(write_on(cv2.resize(image, (tile, height), interpolation=cv2.INTER_AREA), name))
     tallest = max(picture.shape[0] for picture in tiles)
     strip = np.full((tallest, width, 3), 20, dtype=np.uint8)
     left = (width - tile * len(tiles)) // 2
@@ -237,14 +257,14 @@ def _strip(views: Sequence[CameraView], width: int) -> Image:
     return strip
 
 
-def _legend(occupancy: Occupancy, width: int, title: str) -> Image:
+def _legend(shot: Shot, width: int, title: str) -> Image:
     """Colours of the labels, and what the grid is."""
-    entries = [label for label in occupancy.label_set.labels if label.id != occupancy.label_set.free]
+    entries = [label for label in shot.label_set.labels if label.id != shot.label_set.free]
     columns = max(1, width // 170)
     rows = -(-len(entries) // columns)
     words = (
-        f"{occupancy.model}  |  weights {occupancy.weights}  |  sequence {occupancy.sequence}, "
-        f"{occupancy.history_frames} frames of history  |  {occupancy.stamp_ns * 1e-9:.3f} s"
+        f"{shot.model}  |  weights {shot.weights}  |  sequence {shot.sequence}, "
+        f"{shot.history_frames} frames of history  |  {shot.stamp_ns * 1e-9:.3f} s"
     )
     lines = [title] * bool(title) + textwrap.wrap(words, max(20, width // 8))
     image = PillowImage.new("RGB", (width, 22 * (rows + len(lines)) + 14), (20, 22, 26))

@@ -1,0 +1,256 @@
+"""The page in the browser: one scene, redrawn for each shot, and the controls that choose what of it is shown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import viser
+
+from gdfusion_ros.errors import UserError
+from gdfusion_ros.frame import FlowKind
+from gdfusion_ros.geometry import inverse, quaternion
+from gdfusion_ros.labels import LabelSet
+from gdfusion_ros.viewer.colors import COLOR_BY, voxel_colors
+from gdfusion_ros.viewer.picture import EGO, EGO_COLOR
+from gdfusion_ros.viewer.shot import Shot
+from gdfusion_ros.viewer.voxels import Choice, box, chosen, split_by_shape, square
+
+SHOWN_ARROWS = 400
+"""More flow arrows than this hide what they stand on; they are thinned evenly."""
+SLOW = 0.5
+"""Vectors shorter than this (metres, or metres per second) get no arrow."""
+NAMES = {"label": "label", "confidence": "confidence", "flow": "flow", "error": "error against ground truth"}
+
+
+@dataclass
+class Track:
+    """Where the vehicle has been, by the number of the shot."""
+
+    positions: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def before(self, shot: Shot, number: int) -> np.ndarray:
+        """(N, 3) positions up to a shot, in its ego frame, a little above the ground."""
+        self.positions[number] = shot.world_from_ego[:3, 3]
+        path = np.array([self.positions[k] for k in sorted(self.positions) if k <= number])
+        ego_from_world = inverse(shot.world_from_ego)
+        return path @ ego_from_world[:3, :3].T + ego_from_world[:3, 3] + (0.0, 0.0, 0.3)
+
+
+class Page:
+    """A viser server with a scene and controls. ``show`` may be called from any thread."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 8080) -> None:
+        """Begin to serve. Raises UserError when the port cannot be had."""
+        try:
+            self.server = viser.ViserServer(host=host, port=port, verbose=False)
+        except OSError as error:
+            raise UserError(f"cannot serve on {host}:{port}: {error}; choose another --port") from error
+        self._lock = threading.RLock()
+        self._shot: Shot | None = None
+        self._number = 0
+        self._track = Track()
+        self._classes: dict[int, Any] = {}
+        self._label_set: LabelSet | None = None
+        self._drawn: dict[str, Any] = {}
+        self._pictures: dict[str, Any] = {}
+        self.updates = 0
+        """How many times the scene was drawn."""
+        self._build()
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{self.server.get_host()}:{self.server.get_port()}"
+
+    def _build(self) -> None:
+        gui, scene = self.server.gui, self.server.scene
+        gui.configure_theme(
+            control_layout="collapsible", show_logo=False, show_share_button=False, dark_mode=True
+        )
+        gui.set_panel_label("gdfusion")
+        scene.set_up_direction("+z")
+        # Plain lamps instead of viser's photographed surroundings: colours that mean something must look like
+        # themselves, and software renderers (a laptop over SSH, CI) take a fraction of the time.
+        scene.configure_environment_map(None)
+        scene.configure_default_lights(False)
+        scene.add_light_ambient("/lamps/all", intensity=0.9)
+        scene.add_light_directional(
+            "/lamps/sun", intensity=1.3, position=(-40.0, 50.0, 90.0), cast_shadow=False
+        )
+        self.server.initial_camera.position = (-30.0, 0.0, 26.0)
+        self.server.initial_camera.look_at = (6.0, 0.0, 0.0)
+        self.status = gui.add_markdown("Waiting for the first grid.")
+        self.timeline = gui.add_folder("Timeline")
+        with gui.add_folder("What is shown"):
+            self.color_by = gui.add_dropdown("Colour by", tuple(NAMES.values()))
+            self.height: Any = gui.add_slider("Height cut (m)", min=0.0, max=20.0, step=0.1, initial_value=20.0)
+            self.arrows = gui.add_checkbox("Flow arrows", True)
+            self.track = gui.add_checkbox("Ego track", True)
+            self.cameras = gui.add_checkbox("Cameras", True)
+        self._class_folder = gui.add_folder("Classes", expand_by_default=False)
+        self._picture_folder = gui.add_folder("Images")
+        for control in (self.color_by, self.height, self.arrows, self.track, self.cameras):
+            control.on_update(self._redraw_on)
+        low, high = np.array(EGO)
+        scene.add_box(
+            "/ego",
+            color=EGO_COLOR,
+            dimensions=tuple(high - low),
+            position=tuple((low + high) / 2),
+            cast_shadow=False,
+        )
+
+    def show(self, shot: Shot, number: int, words: str = "") -> None:
+        """Draw a shot. ``number`` orders the ego track; ``words`` end the status."""
+        with self._lock:
+            self._shot, self._number = shot, number
+            if shot.label_set != self._label_set:
+                self._offer_classes(shot)
+            with self.server.atomic():
+                self._draw(shot)
+                self._show_pictures(shot)
+                self.status.content = status(shot, words)
+            self.updates += 1
+
+    def choice(self) -> Choice:
+        """What the controls say."""
+        on = frozenset(label for label, box in self._classes.items() if box.value)
+        height = self.height.value if self.height.value < self.height.max else float("inf")
+        return Choice(on, height, errors=self.color_by.value == NAMES["error"])
+
+    def _offer_classes(self, shot: Shot) -> None:
+        for control in self._classes.values():
+            control.remove()
+        self._label_set = shot.label_set
+        self.height.max = shot.grid.shape[2] * shot.grid.cell_size[2]
+        self.height.value = self.height.max
+        with self._class_folder:
+            self._classes = {
+                label.id: self.server.gui.add_checkbox(label.name, True)
+                for label in shot.label_set.labels
+                if label.id != shot.label_set.free
+            }
+        for control in self._classes.values():
+            control.on_update(self._redraw_on)
+
+    def _redraw_on(self, _: Any) -> None:
+        with self._lock:
+            if self._shot is not None:
+                with self.server.atomic():
+                    self._draw(self._shot)
+                self.updates += 1
+
+    def _draw(self, shot: Shot) -> None:
+        mask = chosen(shot, self.choice())
+        by = next(key for key in COLOR_BY if NAMES[key] == self.color_by.value)
+        colors, centers = voxel_colors(shot, by), shot.centers()
+        boxes, ground = split_by_shape(shot, mask)
+        for name, mesh, index in (("boxes", box, boxes), ("ground", square, ground)):
+            self._replace(
+                name, self._voxels(name, mesh, centers[index], colors[index], shot) if len(index) else None
+            )
+        self._replace("flow", self._flow(shot, centers, boxes) if self.arrows.value else None)
+        path = self._track.before(shot, self._number)
+        self._replace("track", self._line(path) if self.track.value and len(path) > 1 else None)
+        self._draw_cameras(shot)
+
+    def _voxels(
+        self, name: str, mesh: Callable[..., Any], centers: np.ndarray, colors: np.ndarray, shot: Shot
+    ) -> Any:
+        vertices, faces = mesh(shot.grid.cell_size)
+        turn = np.zeros((len(centers), 4), dtype=np.float32)
+        turn[:, 0] = 1.0
+        return self.server.scene.add_batched_meshes_simple(
+            f"/{name}",
+            vertices,
+            faces,
+            batched_wxyzs=turn,
+            batched_positions=centers,
+            batched_colors=colors,
+            lod="off",
+            flat_shading=True,
+            cast_shadow=False,
+            receive_shadow=False,
+        )
+
+    def _flow(self, shot: Shot, centers: np.ndarray, boxes: np.ndarray) -> Any:
+        if shot.vectors is None or shot.vectors_valid is None:
+            return None
+        length = np.linalg.norm(shot.vectors[boxes].astype(np.float32), axis=1)
+        index = boxes[shot.vectors_valid[boxes] & (length > SLOW)]
+        if not len(index):
+            return None
+        index = index[:: -(-len(index) // SHOWN_ARROWS)]
+        vectors = shot.vectors[index].astype(np.float32)
+        # A displacement points to where a voxel was, a velocity to where it goes: both arrows show the way it goes.
+        ahead = vectors * (-1.0 if shot.flow_kind is FlowKind.HISTORY_DISPLACEMENT else 0.5)
+        start = centers[index] + (0.0, 0.0, shot.grid.cell_size[2])
+        return self.server.scene.add_arrows(
+            "/flow",
+            np.stack([start, start + ahead], axis=1).astype(np.float32),
+            colors=(255, 255, 255),
+            shaft_radius=0.05,
+            head_radius=0.16,
+            head_length=0.3,
+        )
+
+    def _line(self, path: np.ndarray) -> Any:
+        segments = np.stack([path[:-1], path[1:]], axis=1).astype(np.float32)
+        return self.server.scene.add_line_segments("/track", segments, colors=(255, 80, 200), thickness=0.15)
+
+    def _draw_cameras(self, shot: Shot) -> None:
+        shown = shot.pictures if self.cameras.value else {}
+        for name, picture in shown.items():
+            if picture.ego_from_camera is None:
+                continue
+            place = picture.ego_from_camera
+            height, width = picture.image.shape[:2]
+            handle = self.server.scene.add_camera_frustum(
+                f"/cameras/{name}",
+                fov=picture.field_of_view,
+                aspect=width / height,
+                scale=1.2,
+                color=(230, 230, 230),
+                image=picture.image,
+                jpeg_quality=70,
+                wxyz=quaternion(place),
+                position=place[:3, 3],
+                cast_shadow=False,
+                receive_shadow=False,
+            )
+            self._drawn[f"cameras/{name}"] = handle
+        for key in [key for key in self._drawn if key.startswith("cameras/") and key[8:] not in shown]:
+            self._drawn.pop(key).remove()
+
+    def _show_pictures(self, shot: Shot) -> None:
+        for name, picture in shot.pictures.items():
+            if name in self._pictures:
+                self._pictures[name].image = picture.image
+            else:
+                with self._picture_folder:
+                    self._pictures[name] = self.server.gui.add_image(
+                        picture.image, label=name, jpeg_quality=75
+                    )
+
+    def _replace(self, name: str, handle: Any) -> None:
+        """A node of the same name has been replaced by the new one already; without a new one the old one goes."""
+        if handle is not None:
+            self._drawn[name] = handle
+        elif name in self._drawn:
+            self._drawn.pop(name).remove()
+
+
+def status(shot: Shot, words: str) -> str:
+    """What is known of a shot, as Markdown."""
+    lines = [
+        f"**{shot.model}** {shot.weights}",
+        f"{shot.stamp_ns * 1e-9:.3f} s, {int(shot.predicted.sum()):,} voxels",
+        f"sequence {shot.sequence}, {shot.history_frames} frames of history, {shot.sequence - 1} restarts",
+    ]
+    if "inference" in shot.timings_ms:
+        lines.append(f"inference {shot.timings_ms['inference']:.0f} ms")
+    return "  \n".join([*lines, words] if words else lines)

@@ -1,0 +1,138 @@
+"""One moment to look at: the occupied voxels with all that is known of them, and the cameras' pictures, kept small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from gdfusion_ros.frame import CameraFrame, CameraView, FlowKind, Image, Occupancy
+from gdfusion_ros.geometry import Matrix
+from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.labels import UNKNOWN, LabelSet
+
+PICTURE_WIDTH = 480
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A camera's image, scaled down for the screen, and where the camera sits."""
+
+    image: Image
+    """(H, W, 3) uint8, RGB."""
+    ego_from_camera: Matrix | None = None
+    """(4, 4), None where the recording does not say."""
+    field_of_view: float = 0.9
+    """Vertical, in radians."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """The N voxels worth drawing, in the order of their cells, one array entry each."""
+
+    cells: npt.NDArray[np.int16]
+    """(N, 3) cell indices."""
+    labels: npt.NDArray[np.uint8]
+    """(N,) what to draw: the predicted label; where nothing was predicted but something is, the true one."""
+    predicted: npt.NDArray[np.bool_]
+    """(N,) whether the voxel is occupied in the prediction."""
+    grid: VoxelGrid
+    label_set: LabelSet
+    stamp_ns: int
+    world_from_ego: Matrix
+    model: str = ""
+    weights: str = ""
+    sequence: int = 1
+    history_frames: int = 0
+    confidence: npt.NDArray[np.uint8] | None = None
+    """(N,) probability, 255 = 1."""
+    vectors: npt.NDArray[np.float16] | None = None
+    """(N, 3) flow: metres or metres per second, as ``flow_kind`` says."""
+    vectors_valid: npt.NDArray[np.bool_] | None = None
+    flow_kind: FlowKind | None = None
+    truth: npt.NDArray[np.uint8] | None = None
+    """(N,) true labels, where there is ground truth."""
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    """By camera."""
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def centers(self) -> npt.NDArray[np.float32]:
+        """(N, 3) centres of the voxels in metres, in the grid's frame."""
+        return self.grid.centers(self.cells).astype(np.float32)
+
+    def with_pictures(self, pictures: Mapping[str, Picture]) -> Shot:
+        """The same shot with other pictures."""
+        return replace(self, pictures=pictures)
+
+
+def make_shot(
+    occupancy: Occupancy, frame: CameraFrame | None = None, truth: npt.NDArray[np.uint8] | None = None
+) -> Shot:
+    """The shot of an occupancy, with the frame's pictures, and the true labels (X, Y, Z) where there are some."""
+    predicted = _occupied(occupancy.labels, occupancy.label_set)
+    drawn = predicted if truth is None else predicted | _occupied(truth, occupancy.label_set)
+    at = np.nonzero(drawn)
+    flow = occupancy.flow
+    labels = occupancy.labels[at]
+    here = predicted[at]
+    return Shot(
+        cells=np.stack(at, axis=1).astype(np.int16),
+        labels=labels if truth is None else np.where(here, labels, truth[at]),
+        predicted=here,
+        grid=occupancy.grid,
+        label_set=occupancy.label_set,
+        stamp_ns=occupancy.stamp_ns,
+        world_from_ego=occupancy.world_from_ego,
+        model=occupancy.model,
+        weights=occupancy.weights,
+        sequence=occupancy.sequence,
+        history_frames=occupancy.history_frames,
+        confidence=None if occupancy.confidence is None else occupancy.confidence[at],
+        vectors=None if flow is None else flow.vectors[at].astype(np.float16),
+        vectors_valid=None if flow is None else flow.valid[at] & here,
+        flow_kind=None if flow is None else flow.kind,
+        truth=None if truth is None else truth[at],
+        pictures={}
+        if frame is None
+        else {view.name: picture(view) for view in frame.views if not view.missing},
+        timings_ms=dict(occupancy.timings_ms),
+    )
+
+
+def true_shot(shot: Shot) -> Shot:
+    """What should have been predicted, of a shot with ground truth."""
+    assert shot.truth is not None
+    there = _occupied(shot.truth, shot.label_set)
+    return replace(
+        shot,
+        cells=shot.cells[there],
+        labels=shot.truth[there],
+        predicted=np.ones(int(there.sum()), dtype=bool),
+        confidence=None,
+        vectors=None,
+        vectors_valid=None,
+        truth=None,
+    )
+
+
+def picture(view: CameraView) -> Picture:
+    """A camera's view, small enough to send ten times a second."""
+    focal = view.intrinsics[1, 1] * view.image_transform.scale
+    field_of_view = float(2 * np.arctan(view.image.shape[0] / (2 * focal)))
+    return Picture(shrunk(view.image), view.ego_from_camera, field_of_view)
+
+
+def shrunk(image: Image) -> Image:
+    """The image at the width that pictures have on the screen, if it is wider."""
+    height, width = image.shape[:2]
+    if width <= PICTURE_WIDTH:
+        return image
+    size = (PICTURE_WIDTH, max(1, round(height * PICTURE_WIDTH / width)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _occupied(labels: npt.NDArray[np.uint8], label_set: LabelSet) -> npt.NDArray[np.bool_]:
+    return (labels != label_set.free) & (labels != UNKNOWN)
