@@ -128,6 +128,9 @@ def run_cmake(build_dir: Path, stage: Path) -> None:
         f"-DPython3_EXECUTABLE={sys.executable}",
         f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'cmake' / 'ros_wheels_fixup.cmake'}",
     ]
+    if any(is_our_tf2_msgs(Path(place)) for place in (sys.prefix, prefix)):
+        # Found by CMake, it would not be built again, and pip would then take it away with the old version of us.
+        configure.append("-DCMAKE_DISABLE_FIND_PACKAGE_tf2_msgs=TRUE")
     for command in (configure, [cmake, "--build", str(build_dir)], [cmake, "--install", str(build_dir)]):
         result = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -135,6 +138,12 @@ def run_cmake(build_dir: Path, stage: Path) -> None:
         if result.returncode != 0:
             print("\n".join(result.stdout.splitlines()[-60:]))
             sys.exit(f"error: building the ROS messages failed in `{' '.join(command[:3])} ...`")
+
+
+def is_our_tf2_msgs(prefix: Path) -> bool:
+    """Whether the tf2_msgs in this prefix is the one that this package brings along."""
+    package_xml = prefix / "share/tf2_msgs/package.xml"
+    return package_xml.is_file() and "brought along by gdfusion_ros" in package_xml.read_text()
 
 
 class Build(build):
