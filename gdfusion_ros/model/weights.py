@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.model.blocks.backbone import Bottleneck
 from gdfusion_ros.model.blocks.layers import ImageResidual, VoxelResidual
 from gdfusion_ros.model.config import ModelConfig, TemporalConfig
+
+log = logging.getLogger(__name__)
 
 PUBLISHED = {
     "image_encoder.backbone.": "img_backbone.",
@@ -51,6 +54,8 @@ PUBLISHED = {
 """Our names -> those of the published checkpoints, by prefix; the longest that fits counts. Other names are equal.
 A family whose checkpoints name things differently adds to these with its own ``PUBLISHED``."""
 
+_CUES = ("temporal.", "geometry_fusion.", "depth_net.geometry_head.")
+"""Our names of what the temporal cues add to a network begin so."""
 _LISTED = 4
 """How many names an error message lists."""
 
@@ -73,8 +78,10 @@ def load_entries(network: nn.Module, entries: Mapping[str, Tensor], where: str, 
     """Fill a network from entries under published names, strictly.
 
     Raises UserError that names the entries which are missing, not expected, of another shape or not finite. Entries
-    of temporal cues that the configuration switches off may be there; they are not used.
+    of temporal cues that the configuration switches off may be there; they are not used. Where the cues come in
+    through gains, the weights of the network without cues will do, with a warning: the cues stay as they begin.
     """
+    entries = _completed(network, entries, where, temporal)
     expected = published_entries(network)
     unused = _prefixes_of_absent_cues(temporal)
     missing = [name for name in expected if name not in entries]
@@ -104,6 +111,19 @@ def load_entries(network: nn.Module, entries: Mapping[str, Tensor], where: str, 
     state = {name: entries[published_name(name, network)] for name in network.state_dict()}
     _check_constants(network, state, where)
     network.load_state_dict(state, strict=True)
+
+
+def _completed(
+    network: nn.Module, entries: Mapping[str, Tensor], where: str, temporal: TemporalConfig
+) -> Mapping[str, Tensor]:
+    """Entries of a network without cues, and the network's own cues at their beginning; or the entries as they are."""
+    cues = {published_name(name, network) for name in network.state_dict() if name.startswith(_CUES)}
+    if not temporal.gains or cues & entries.keys():
+        return entries
+    log.warning("%s has no temporal cues: they are untrained, and change nothing as long as they are", where)
+    randomise(network, 0)
+    own = published_entries(network)
+    return {**{name: own[name] for name in cues}, **entries}
 
 
 def _check_constants(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -207,7 +227,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state dict: a mapping of names to tensors was expected")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    entries = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    # What very old checkpoints call the offsets of deformable convolutions.
+    return {name.replace(".conv2_offset.", ".conv2.conv_offset."): tensor for name, tensor in entries.items()}
 
 
 def _first_line(error: BaseException) -> str:

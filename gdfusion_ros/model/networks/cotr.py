@@ -6,6 +6,7 @@ and including the scene fusion, and COTR from there on: the recurrent state stan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -217,6 +218,19 @@ class CotrGF(BEVDetOcc):
         )
         fused = trunk.fused
         return replace(output, offsets=fused.offsets, offsets_inside=fused.inside), trunk.state
+
+
+def joined_entries(trunk: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """COTR-GF's weights from those of BEVDetOcc-GF (trunk, cues, encoder) and of COTR (heads), published names.
+
+    BEVDetOcc's 3D encoder sees its axes as y, x, z and COTR's as z, y, x, so the kernels are turned; COTR's own
+    encoder expects two volumes and does not fit.
+    """
+    joined = {name: tensor for name, tensor in trunk.items() if not name.startswith("occupancy_head.")}
+    for name, tensor in joined.items():
+        if name.startswith("img_bev_encoder_") and tensor.dim() == 5:
+            joined[name] = tensor.permute(0, 1, 4, 2, 3).contiguous()
+    return joined | {name: tensor for name, tensor in heads.items() if name.startswith("pts_bbox_head.")}
 
 
 def _head(config: ModelConfig) -> CompactHead:

@@ -74,7 +74,7 @@ class FrustumPlacement(VoxelPlacement):
         super().__init__(grid)
         size = (image_size[0] // _STRIDE, image_size[1] // _STRIDE)
         depths = depth_values(bins)[:, None, None, None].expand(-1, *size, 1)
-        pixels = pixel_grid(size, image_size, torch.device("cpu")).expand(bins.count, *size, 2)
+        pixels = pixel_grid(size, image_size, depths.device).expand(bins.count, *size, 2)
         self.register_buffer("frustum", torch.cat([pixels, depths], dim=-1))
 
 
