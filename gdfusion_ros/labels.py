@@ -142,4 +142,29 @@ OPENOCC = LabelSet(
 SURROUNDOCC = LabelSet("surroundocc", 1, 0, (Label(0, "free", _FREE_COLOR), *_numbered(tuple(_NUSCENES)[1:], 1)))
 """SurroundOcc's and OpenOccupancy's own networks: 0 free, 1 barrier .. 16 vegetation."""
 
-LABEL_SETS = {label_set.name: label_set for label_set in (OCC3D, OPENOCC, SURROUNDOCC)}
+WAYMO = LabelSet(
+    "occ3d-waymo",
+    1,
+    15,
+    (
+        Label(0, "general_object", (0, 0, 0)),
+        Label(1, "vehicle", (255, 158, 0), movable=True, autoware=1),
+        Label(2, "pedestrian", (0, 0, 230), movable=True, autoware=7),
+        Label(3, "sign", (112, 128, 144)),
+        Label(4, "cyclist", (220, 20, 60), movable=True, autoware=6),
+        Label(5, "traffic_light", (47, 79, 79)),
+        Label(6, "pole", (105, 105, 105)),
+        Label(7, "construction_cone", (233, 150, 70)),
+        Label(8, "bicycle", (255, 61, 99), movable=True, autoware=6),
+        Label(9, "motorcycle", (255, 99, 71), movable=True, autoware=5),
+        Label(10, "building", (222, 184, 135)),
+        Label(11, "vegetation", (0, 175, 0)),
+        Label(12, "tree_trunk", (135, 60, 0)),
+        Label(13, "road", (0, 207, 191), ground=True),
+        Label(14, "walkable", (75, 0, 75), ground=True),
+        Label(15, "free", _FREE_COLOR),
+    ),
+)
+"""Occ3D-Waymo: 0 general object .. 14 walkable, 15 free (23 in the data set's files)."""
+
+LABEL_SETS = {label_set.name: label_set for label_set in (OCC3D, OPENOCC, SURROUNDOCC, WAYMO)}

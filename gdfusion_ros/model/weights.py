@@ -39,6 +39,8 @@ PUBLISHED = {
     "temporal.voxel.time_embedding.": "time_emb_net.",
     "temporal.voxel.each.": "history_keyframe_time_conv.",
     "temporal.voxel.merge.": "history_keyframe_cat_conv.",
+    "temporal.each.": "history_keyframe_time_conv.",
+    "temporal.merge.": "history_keyframe_cat_conv.",
     "temporal.scene.weight": "scene_his_func_after_vox_his.scene_his_learnable_weight",
     "temporal.scene.bias": "scene_his_func_after_vox_his.scene_his_learnable_bias",
     "temporal.scene.scale": "scene_his_func_after_vox_his.scene_his_norm_weight",

@@ -98,6 +98,10 @@ def temporal_fusion(channels: int, grid: VoxelGrid, config: TemporalConfig) -> n
     """The fusion on voxel features that a configuration asks for."""
     if config.history == "recurrent":
         return RecurrentFusion(channels, grid, config)
+    if config.history == "stacked":
+        from gdfusion_ros.model.fusion.stacked import StackedFusion
+
+        return StackedFusion(channels, grid, config)
     return NoFusion()
 
 

@@ -22,6 +22,30 @@ def history_positions(previous_from_current: Tensor, grid: VoxelGrid, centred: b
 
     ``centred``: a cell's index stands for its centre; otherwise, as in the published networks, for its lower corner.
     """
+    if is_flat(grid):
+        return flat_positions(previous_from_current, grid, centred)
+    transform = index_transform(previous_from_current, grid, centred)
+    x, y, z = (torch.arange(n, dtype=torch.float32, device=transform.device) for n in grid.shape)
+    layers, rows, columns = torch.meshgrid(z, y, x, indexing="ij")
+    index = torch.stack([columns, rows, layers, torch.ones_like(layers)], dim=-1)
+    moved = index.view(1, -1, 4) @ transform[:, :-1].transpose(1, 2)
+    return moved.view(-1, *index.shape[:-1], 3)
+
+
+def flat_positions(previous_from_current: Tensor, grid: VoxelGrid, centred: bool = False) -> Tensor:
+    """Positions (B, Y, X, 2) of the current columns in the previous grid, seen from above."""
+    flattened = VoxelGrid(grid.minimum, grid.cell_size, (*grid.shape[:2], 1), grid.frame)
+    transform = index_transform(previous_from_current, flattened, centred)
+    x, y = (torch.arange(n, dtype=torch.float32, device=transform.device) for n in grid.shape[:2])
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    # Oddity (spec 4.2): the flat warp moves a point 1 m up, so pitch and roll leak into x and y.
+    index = torch.stack([columns, rows, torch.ones_like(rows), torch.ones_like(rows)], dim=-1)
+    moved = index.view(1, -1, 4) @ transform[:, :-1].transpose(1, 2)
+    return moved[..., :2].view(-1, *index.shape[:-1], 2)
+
+
+def index_transform(previous_from_current: Tensor, grid: VoxelGrid, centred: bool = False) -> Tensor:
+    """(B, 4, 4) from cell indices (x, y, z, 1) of the current grid to those of the previous one, by ego motion."""
     device = previous_from_current.device
     flat = is_flat(grid)
     metric_from_index = torch.eye(4, device=device)
@@ -29,19 +53,7 @@ def history_positions(previous_from_current: Tensor, grid: VoxelGrid, centred: b
         metric_from_index[axis, axis] = grid.cell_size[axis]
         # Oddity (spec 12.7): the published weights know a voxel by its lower corner, not by its centre.
         metric_from_index[axis, 3] = grid.minimum[axis] + (grid.cell_size[axis] / 2 if centred else 0.0)
-    transform = torch.inverse(metric_from_index) @ previous_from_current @ metric_from_index
-
-    x, y, z = (torch.arange(n, dtype=torch.float32, device=device) for n in grid.shape)
-    if flat:
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        # Oddity (spec 4.2): the flat warp moves a point 1 m up, so pitch and roll leak into x and y.
-        index = torch.stack([columns, rows, torch.ones_like(rows), torch.ones_like(rows)], dim=-1)
-    else:
-        layers, rows, columns = torch.meshgrid(z, y, x, indexing="ij")
-        index = torch.stack([columns, rows, layers, torch.ones_like(layers)], dim=-1)
-    moved = index.view(1, -1, 4) @ transform[:, :-1].transpose(1, 2)
-    dims = 2 if flat else 3
-    return moved[..., :dims].view(-1, *index.shape[:-1], dims)
+    return torch.inverse(metric_from_index) @ previous_from_current @ metric_from_index
 
 
 def is_inside(positions: Tensor, spatial: torch.Size) -> Tensor:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from gdfusion_ros.model.networks.alocc import ALOcc
 from gdfusion_ros.model.networks.bevdetocc import BEVDetOcc
 from gdfusion_ros.model.networks.cotr import Cotr, CotrGF
+from gdfusion_ros.model.networks.fbocc import FBOcc
 from gdfusion_ros.model.networks.openoccupancy import OpenOccupancy
 from gdfusion_ros.model.networks.small import Small
 from gdfusion_ros.model.networks.surroundocc import SurroundOcc
 
-FAMILIES = {"bevdetocc": BEVDetOcc, "openoccupancy": OpenOccupancy, "surroundocc": SurroundOcc, "cotr": Cotr, "cotr_gf": CotrGF, "small": Small}
+FAMILIES = {
+    "alocc": ALOcc,
+    "bevdetocc": BEVDetOcc,
+    "fbocc": FBOcc,
+    "openoccupancy": OpenOccupancy,
+    "surroundocc": SurroundOcc,
+    "cotr": Cotr,
+    "cotr_gf": CotrGF,
+    "small": Small,
+}
 """Family -> network. ``ModelConfig.family`` chooses from these."""
