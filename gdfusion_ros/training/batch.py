@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.labels import OCC3D, LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
-from gdfusion_ros.model.config import DepthBins
-from gdfusion_ros.model.images import MEAN, STD
+from gdfusion_ros.model.config import DepthBins, ImageConfig, ModelConfig
+from gdfusion_ros.model.images import network_image
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.training.data import DEPTH_STEP, Sequence
+from gdfusion_ros.training.lidar import ego_from_grid, in_grid_order
 
 HIDDEN_WEIGHT = 0.5
 """Of a voxel that is hidden now and was seen before, in the loss; a visible one has 1, all others 0."""
@@ -34,26 +39,47 @@ class Targets:
 
 
 def collate(
-    samples: list[tuple[Sequence, int]], bins: DepthBins, stride: int, first: bool = True
+    samples: list[tuple[Sequence, int]], config: ModelConfig, stride: int, first: bool = True
 ) -> tuple[NetworkInput, Targets]:
-    """A batch from (sequence, frame) pairs.
+    """A batch from (sequence, frame) pairs for the network of a configuration.
 
     ``stride``: image pixels of a feature cell; ``first``: the frames begin sequences, so they have no ego motion.
     """
     images = np.stack([sequence.images[i] for sequence, i in samples])
-    rigs = [_rig(sequence, i) for sequence, i in samples]
-    motions = [_motion(sequence, i, first) for sequence, i in samples]
+    grid, bins = config.grid.output, config.depth
+    rigs = [_rig(sequence, i, grid) for sequence, i in samples]
+    # The published networks move their history by the ego's motion, whatever frame their grid lies in.
+    moving = ego_from_grid(grid) if config.temporal.warp == "grid" else np.eye(4)
+    motions = [_motion(sequence, i, first, moving) for sequence, i in samples]
+    weights = [sequence.visible[i] + HIDDEN_WEIGHT * sequence.hidden[i] for sequence, i in samples]
+    known, label_of = _label_table(config.labels.labels)
+    weights = [weight * known[sequence.labels[i]] for weight, (sequence, i) in zip(weights, samples, strict=True)]
     frame = NetworkInput(
-        images=_normalise(images),
+        images=torch.from_numpy(_network_images(images, config.image)),
         rig=CameraRig(*(torch.from_numpy(np.stack(column)).float() for column in zip(*rigs, strict=True))),
         motion=EgoMotion(*(torch.from_numpy(np.stack(column)).float() for column in zip(*motions, strict=True))),
     )
     return frame, Targets(
-        labels=_yxz([sequence.labels[i] for sequence, i in samples]).long(),
-        weight=_yxz([sequence.visible[i] + HIDDEN_WEIGHT * sequence.hidden[i] for sequence, i in samples]).float(),
-        velocity=_yxz([sequence.velocity[i] for sequence, i in samples]),
-        depth=depth_target(np.concatenate([sequence.depth[i] for sequence, i in samples]), bins, stride),
+        labels=_yxz([label_of[sequence.labels[i]] for sequence, i in samples], grid).long(),
+        weight=_yxz(weights, grid).float(),
+        velocity=_yxz([_turned(sequence.velocity[i], grid) for sequence, i in samples], grid),
+        depth=None
+        if bins is None
+        else depth_target(np.concatenate([sequence.depth[i] for sequence, i in samples]), bins, stride),
     )
+
+
+def _label_table(labels: LabelSet) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+    """For each of the world's labels whether a label set has it, and its id there."""
+    ids = {label.name: label.id for label in labels.labels}
+    known = np.array([label.name in ids for label in OCC3D.labels])
+    return known, np.array([ids.get(label.name, labels.free) for label in OCC3D.labels], dtype=np.uint8)
+
+
+def _turned(velocity: npt.NDArray[np.float32], grid: VoxelGrid) -> npt.NDArray[np.float32]:
+    """Velocities (..., 2) along the ego's axes as ones along the grid's."""
+    rotation = ego_from_grid(grid)[:2, :2].astype(np.float32)
+    return velocity if grid.frame == "ego" else velocity @ rotation
 
 
 def depth_target(depth: npt.NDArray[np.uint8], bins: DepthBins, stride: int) -> Tensor:
@@ -71,15 +97,13 @@ def depth_target(depth: npt.NDArray[np.uint8], bins: DepthBins, stride: int) -> 
     return torch.from_numpy(shares.astype(np.float32))
 
 
-def _normalise(images: npt.NDArray[np.uint8]) -> Tensor:
-    """(B, N, 3, H, W) as ``model.images.normalise_image`` gives it."""
-    mean, std = torch.tensor(MEAN, dtype=torch.float32), torch.tensor(STD, dtype=torch.float32)
-    pixels = torch.from_numpy(np.ascontiguousarray(images[..., ::-1])).float()
-    return ((pixels - mean) / std).movedim(-1, 2).contiguous()
+def _network_images(images: npt.NDArray[np.uint8], config: ImageConfig) -> npt.NDArray[np.float32]:
+    """(B, N, 3, H, W) of images (B, N, height, width, 3)."""
+    return np.stack([np.stack([network_image(image, config) for image in frame]) for frame in images])
 
 
-def _yxz(arrays: list[npt.NDArray[np.generic]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(arrays).swapaxes(1, 2)))
+def _yxz(arrays: Iterable[npt.NDArray[Any]], grid: VoxelGrid) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.stack([in_grid_order(a, grid) for a in arrays]).swapaxes(1, 2)))
 
 
 def _world_from_camera(sequence: Sequence, i: int) -> npt.NDArray[np.float64]:
@@ -87,24 +111,27 @@ def _world_from_camera(sequence: Sequence, i: int) -> npt.NDArray[np.float64]:
     return result
 
 
-def _rig(sequence: Sequence, i: int) -> tuple[npt.NDArray[np.float64], ...]:
-    ego_from_camera = np.linalg.inv(sequence.world_from_ego[i]) @ _world_from_camera(sequence, i)
+def _rig(sequence: Sequence, i: int, grid: VoxelGrid) -> tuple[npt.NDArray[np.float64], ...]:
+    world_from_grid = sequence.world_from_ego[i] @ ego_from_grid(grid)
+    grid_from_camera = np.linalg.inv(world_from_grid) @ _world_from_camera(sequence, i)
     scale, left, top = sequence.image_transform.T
     zero, one = np.zeros_like(scale), np.ones_like(scale)
     image_rotation = np.stack([np.diag(row) for row in np.stack([scale, scale, one], 1)])
     return (
         sequence.intrinsics,
-        ego_from_camera[:, :3, :3],
-        ego_from_camera[:, :3, 3],
+        grid_from_camera[:, :3, :3],
+        grid_from_camera[:, :3, 3],
         image_rotation,
         np.stack([-left, -top, zero], 1),
         np.eye(3),
     )
 
 
-def _motion(sequence: Sequence, i: int, first: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _motion(
+    sequence: Sequence, i: int, first: bool, ego_from_moving: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     then = i if first else i - 1
     return (
-        np.linalg.inv(sequence.world_from_ego[then]) @ sequence.world_from_ego[i],
+        np.linalg.inv(sequence.world_from_ego[then] @ ego_from_moving) @ sequence.world_from_ego[i] @ ego_from_moving,
         np.linalg.inv(_world_from_camera(sequence, then)) @ _world_from_camera(sequence, i),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gdfusion_ros.labels import OCC3D
+from gdfusion_ros.labels import OCC3D, LabelSet
 
 # Camera-visible voxels of each label in a frame, mean of 24 sequences of the made-up world.
 _WORLD_COUNTS = {
@@ -17,26 +17,30 @@ MOVING = 0.5
 """Metres per second from which a voxel counts as moving."""
 
 
-def world_class_weights() -> Tensor:
-    """(19,) cross-entropy weights by network channel: the fourth root of how much rarer than free space a class is."""
-    weights = torch.ones(len(OCC3D.labels) + 1)
+def world_class_weights(labels: LabelSet = OCC3D) -> Tensor:
+    """Cross-entropy weights by label: the fourth root of how much rarer than free space a class is."""
+    weights = torch.ones(len(labels.labels))
     for name, count in _WORLD_COUNTS.items():
-        weights[OCC3D.id(name) + 1] = (_WORLD_COUNTS["free"] / count) ** 0.25
+        weights[labels.id(name)] = (_WORLD_COUNTS["free"] / count) ** 0.25
     return weights
 
 
-def occupancy_loss(logits: Tensor, labels: Tensor, weight: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and soft Jaccard loss of logits (B, 1 + classes, Y, X, Z).
+def occupancy_loss(
+    logits: Tensor, labels: Tensor, weight: Tensor, class_weights: Tensor, free: int = OCC3D.free
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and soft Jaccard loss of logits (B, K, Y, X, Z).
 
-    ``labels`` and ``weight`` are (B, Y, X, Z); channel k of the logits stands for label k - 1. The Jaccard loss
-    (Rahman and Wang 2016) is 1 - intersection / union with probabilities for counts, a mean over the classes in
+    ``labels`` and ``weight`` are (B, Y, X, Z), ``class_weights`` one for each label. With a channel more than labels,
+    the first stands for nothing and channel k for label k - 1. The Jaccard loss (Rahman and Wang 2016) is 1 - intersection / union with probabilities for counts, a mean over the classes in
     ``labels`` that are not free: it asks for what mIoU counts, however rare a class is.
     """
     chosen = weight > 0
     picked = logits.movedim(1, -1)[chosen].float()
-    target, weight = labels[chosen] + 1, weight[chosen]
+    void = picked.shape[1] - len(class_weights)
+    label, weight = labels[chosen], weight[chosen]
+    target = label + void
     cross_entropy = torch.nn.functional.cross_entropy(picked, target, reduction="none")
-    scale = weight * class_weights[target]
+    scale = weight * class_weights[label]
     cross_entropy = (cross_entropy * scale).sum() / scale.sum()
 
     probabilities = picked.softmax(dim=-1) * weight[:, None]
@@ -46,7 +50,7 @@ def occupancy_loss(logits: Tensor, labels: Tensor, weight: Tensor, class_weights
     truth = probabilities.new_zeros(classes).index_add(0, target, weight)
     union = probabilities.sum(dim=0) + truth - intersection
     present = truth > 0
-    present[-1] = False
+    present[free + void] = False
     jaccard = 1 - (intersection[present] / union[present]).mean() if present.any() else picked.sum() * 0
     return cross_entropy, jaccard
 

@@ -65,6 +65,9 @@ class Recipe:
     frames: int
     """Consecutive frames of a sequence."""
     stages: tuple[Stage, ...]
+    weights: str = ""
+    """What to begin from: a weights file, of the network itself or of the one that its cues were plugged into, or
+    ``default``. Empty: from nothing."""
     seed: int = 0
     weight_decay: float = 0.01
     clip: float = 5.0

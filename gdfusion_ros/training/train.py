@@ -18,10 +18,11 @@ from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
 from gdfusion_ros.model.model import build_network
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
-from gdfusion_ros.model.weights import write_weights
+from gdfusion_ros.model.weights import fill_weights, write_weights
 from gdfusion_ros.training.batch import Targets, collate
 from gdfusion_ros.training.checkpoint import Checkpoint
 from gdfusion_ros.training.data import WorldSequences
+from gdfusion_ros.training.lidar import ego_grid
 from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, world_class_weights
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
 from gdfusion_ros.training.recipe import Recipe, Stage
@@ -57,6 +58,8 @@ class Trainer:
             distributed.init_process_group("gloo")
         torch.manual_seed(recipe.seed)
         self.network = build_network(self.config)
+        if recipe.weights:
+            fill_weights(self.network, self.config, recipe.weights)
         for module in self.network.modules():
             if isinstance(module, nn.Conv2d):  # a third faster on a CPU
                 module.to(memory_format=torch.channels_last)
@@ -68,9 +71,9 @@ class Trainer:
         self.first_losses: dict[str, float] | None = None
         self._optimizer_entries: dict | None = None  # type: ignore[type-arg]
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.class_weights = world_class_weights()
+        self.class_weights = world_class_weights(self.config.labels.labels)
         size = (self.config.image.height, self.config.image.width)
-        self.loader = Loader(WorldSequences(recipe.frames, size, cache, self.config.grid.output), workers)
+        self.loader = Loader(WorldSequences(recipe.frames, size, cache, ego_grid(self.config.grid.output)), workers)
         out.mkdir(parents=True, exist_ok=True)
         if resume and (out / CHECKPOINT).is_file():
             self._restore(Checkpoint.load(out / CHECKPOINT))
@@ -169,7 +172,7 @@ class Trainer:
         self.loader.expect(number for number, _ in coming)
         first = not stage.history or where[0][1] == 0
         stride = self.config.image.height // self._depth_rows
-        frame, targets = collate([(self.loader[n], i) for n, i in where], self.config.depth, stride, first)
+        frame, targets = collate([(self.loader[n], i) for n, i in where], self.config, stride, first)
         return frame, targets, first
 
     @property
@@ -182,12 +185,14 @@ class Trainer:
         output, state = network(frame, None if first else self.state)
         self.state = state if stage.history else None
         losses = {}
-        losses["cross_entropy"], losses["jaccard"] = occupancy_loss(
-            output.logits, targets.labels, targets.weight, self.class_weights
-        )
-        losses["depth"] = depth_loss(output.depth, targets.depth)
         free = self.config.labels.labels.free
-        zero = losses["depth"].new_zeros(())
+        losses["cross_entropy"], losses["jaccard"] = occupancy_loss(
+            output.logits, targets.labels, targets.weight, self.class_weights, free
+        )
+        zero = output.logits.new_zeros(())
+        losses["depth"] = (
+            zero if output.depth is None or targets.depth is None else depth_loss(output.depth, targets.depth)
+        )
         losses["flow"] = (
             zero
             if output.velocity is None

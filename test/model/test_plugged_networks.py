@@ -43,7 +43,9 @@ def small(name: str) -> ModelConfig:
         grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0))
         return replace(config, grid=grid, architecture=SurroundOccArchitecture((64, 64, 128), (1, 1, 2)))
     if base == "openoccupancy":
-        grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0), upsampling=(2, 2, 2))
+        grid = replace(
+            config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0), upsampling=(2, 2, 2)
+        )
         depth_net = DepthNetConfig(64, 32, stereo=False, deformable=True)
         return replace(config, grid=grid, architecture=replace(config.architecture, depth_net=depth_net))
     grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-16.0, 16.0, 2.0), z=(-4.0, 4.0, 1.0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gdfusion_ros.model.config import DepthBins
+from gdfusion_ros.model.config import DepthBins, load_config
 from gdfusion_ros.model.model import load_model
 from gdfusion_ros.sources.world import TRAINING_SEEDS, WorldSource
 from gdfusion_ros.training.batch import collate, depth_target
@@ -21,7 +21,7 @@ def pairs():
 
 def test_a_batch_is_what_the_model_makes_of_the_frame(pairs):
     model = load_model("gdfusion-small", "random:0")
-    batch, _ = collate([(_stack(pairs), 1)], model.config.depth, 8, first=False)
+    batch, _ = collate([(_stack(pairs), 1)], model.config, 8, first=False)
     frames = [frame for frame, _ in pairs]
     expected = model.network_input(frames[1], model.ego_poses(frames[1]), model.ego_poses(frames[0]))
     assert torch.allclose(batch.images, expected.images, atol=1e-5)
@@ -32,7 +32,7 @@ def test_a_batch_is_what_the_model_makes_of_the_frame(pairs):
 
 
 def test_targets_are_the_ground_truth_with_rows_of_y(pairs):
-    _, targets = collate([(_stack(pairs), 1)], DepthBins(1.0, 43.0, 0.75), 8, first=False)
+    _, targets = collate([(_stack(pairs), 1)], load_config("gdfusion-small"), 8, first=False)
     truth = pairs[1][1]
     assert np.array_equal(targets.labels[0].numpy(), truth.labels.swapaxes(0, 1))
     assert (targets.weight[0].numpy() == 1)[truth.visible.swapaxes(0, 1)].all()
@@ -59,7 +59,7 @@ def test_perfect_predictions_cost_nothing():
     labels = torch.randint(0, 18, (1, 4, 4, 2))
     logits = 100.0 * torch.nn.functional.one_hot(labels + 1, 19).movedim(-1, 1).float()
     weight = torch.ones(labels.shape)
-    cross_entropy, jaccard = occupancy_loss(logits, labels, weight, torch.ones(19))
+    cross_entropy, jaccard = occupancy_loss(logits, labels, weight, torch.ones(18))
     assert cross_entropy < 1e-6 and jaccard < 1e-5
     target = torch.zeros(1, 2, 2, 5)
     target[..., 3] = 1.0
@@ -74,5 +74,5 @@ def test_voxels_without_weight_do_not_count():
     logits[0, 1, 0] = 50.0
     logits[0, 5, 1] = 50.0
     weight = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
-    cross_entropy, _ = occupancy_loss(logits, labels, weight, torch.ones(19))
+    cross_entropy, _ = occupancy_loss(logits, labels, weight, torch.ones(18))
     assert cross_entropy < 1e-6

@@ -66,7 +66,9 @@ class CameraAttention(nn.Module):
         self.deformable_attention = DeformableHeads(channels, heads, points)
         self.output_proj = nn.Linear(channels, channels)
 
-    def forward(self, queries: Tensor, tokens: Tensor, size: tuple[int, int], projection: Projection) -> Tensor:
+    def forward(
+        self, queries: Tensor, tokens: Tensor, size: tuple[int, int], projection: Projection
+    ) -> Tensor:
         """(B, Q, C), to be added to the queries.
 
         ``queries`` (B, Q, C); ``tokens`` (B, N, h * w, C) of the cameras' maps of ``size`` (h, w). The offsets and

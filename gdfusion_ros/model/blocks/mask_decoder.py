@@ -104,11 +104,13 @@ class MaskDecoder(nn.Module):
         self.layer = MaskDecoderLayer(channels)
         self.class_embed = nn.ModuleList(nn.Linear(channels, n) for n in (classes, *GROUPS))
         wide = 2 * channels
-        self.mask_embed = nn.ModuleList([
-            nn.Linear(channels, wide),
-            nn.Linear(wide, wide),
-            nn.Linear(wide, channels),
-        ])
+        self.mask_embed = nn.ModuleList(
+            [
+                nn.Linear(channels, wide),
+                nn.Linear(wide, wide),
+                nn.Linear(wide, channels),
+            ]
+        )
 
     def forward(self, volume: Tensor, watch: Watch) -> Queries:
         """What the queries find in a volume (B, C, Z, Y, X)."""

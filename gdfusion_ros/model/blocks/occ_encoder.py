@@ -46,10 +46,12 @@ class OccEncoderLayer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([
-            VolumeAttention(channels),
-            CameraAttention(channels, HEADS, CAMERA_POINTS),
-        ])
+        self.attentions = nn.ModuleList(
+            [
+                VolumeAttention(channels),
+                CameraAttention(channels, HEADS, CAMERA_POINTS),
+            ]
+        )
         self.ffns = nn.ModuleList([FeedForward(channels, 2 * channels)])
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
 
@@ -148,7 +150,9 @@ def _references(grid: VoxelGrid, corrected: bool) -> tuple[Tensor, Tensor]:
     if corrected:
         rows, columns, layers = torch.meshgrid(y, x, z, indexing="ij")
         metric = torch.stack([columns, rows, layers], dim=-1).view(-1, 3)
-        share = (metric - torch.tensor(grid.minimum)) / (torch.tensor(grid.maximum) - torch.tensor(grid.minimum))
+        share = (metric - torch.tensor(grid.minimum)) / (
+            torch.tensor(grid.maximum) - torch.tensor(grid.minimum)
+        )
         return metric, share[:, [2, 0, 1]]
     layers, columns, rows = torch.meshgrid(z, x, y, indexing="ij")
     metric = torch.stack([columns, rows, layers], dim=-1).view(-1, 3)

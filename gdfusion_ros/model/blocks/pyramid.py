@@ -90,7 +90,9 @@ class MixingHead(nn.Module):
         self.occ_convs = nn.ModuleList(_conv_norm_relu(inputs, width, 3) for _ in range(levels))
         self.deblock = (
             nn.Sequential(
-                nn.ConvTranspose3d(inputs, width, 2, 2, bias=False), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
+                nn.ConvTranspose3d(inputs, width, 2, 2, bias=False),
+                nn.BatchNorm3d(width),
+                nn.ReLU(inplace=True),
             )
             if doubled
             else None

@@ -81,7 +81,9 @@ class Cotr(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.temporal.history != "previous":
-            raise UserError(f"{config.name}: COTR takes history: previous; the recurrent form is the family cotr_gf")
+            raise UserError(
+                f"{config.name}: COTR takes history: previous; the recurrent form is the family cotr_gf"
+            )
         a: CotrArchitecture = config.architecture
         self.grid = config.grid.features
         self.image_size = config.image.network_size
@@ -114,10 +116,7 @@ class Cotr(nn.Module):
         # A scene's first frame is its own predecessor.
         which = ("", "_previous") if state is None else ("",)
         voxels, depth = self._volume(images.features, cost, rig, rig, watch, which)
-        if state is None:
-            before = voxels
-        else:
-            before = self._previous(images, state, rig, motion, watch)
+        before = voxels if state is None else self._previous(images, state, rig, motion, watch)
         both = torch.cat([before, voxels], dim=1)
         watch.show(voxel_concat=both)
         del before, voxels
@@ -196,8 +195,8 @@ class CotrGF(BEVDetOcc):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        if not config.temporal.recurrent:
-            raise UserError(f"{config.name}: COTR-GF takes history: recurrent; the published form is the family cotr")
+        if config.temporal.history == "previous":
+            raise UserError(f"{config.name}: history: previous is the published form, the family cotr")
         a: CotrArchitecture = config.architecture  # type: ignore[assignment]
         self.neck = CompactNeck(a.encoder)  # type: ignore[assignment]
         self.head = _head(config)  # type: ignore[assignment]
@@ -213,9 +212,7 @@ class CotrGF(BEVDetOcc):
         trunk = self.fused_voxels(frame, state, watch)
         with watch.stage("encoder"):
             compact = self.neck(self.encoder(layers_first(trunk.fused.voxels)))
-        output = _head_output(
-            self.head, compact, trunk.features, frame, self.image_size, trunk.depth, watch
-        )
+        output = _head_output(self.head, compact, trunk.features, frame, self.image_size, trunk.depth, watch)
         fused = trunk.fused
         return replace(output, offsets=fused.offsets, offsets_inside=fused.inside), trunk.state
 

@@ -106,7 +106,9 @@ class OpenOccupancy(nn.Module):
         self.backbone = ResNet50()
         self.image_neck = SecondFpn()
         inputs = _NECK_WIDTH * len(_STAGE_CHANNELS)
-        self.depth_net = DepthNet(a.depth_net, inputs, config.depth_bins.count, a.voxel_channels, config.temporal)
+        self.depth_net = DepthNet(
+            a.depth_net, inputs, config.depth_bins.count, a.voxel_channels, config.temporal
+        )
         self.geometry_fusion = (
             GeometryFusion(depths, self.image_size, config.temporal.gains)
             if config.temporal.uses_geometry

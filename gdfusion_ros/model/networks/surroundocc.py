@@ -93,15 +93,17 @@ class SurroundOcc(nn.Module):
             for level in range(_LEVELS)
         )
         fine, middle, coarse = a.channels
-        self.deblocks = nn.ModuleList([
-            smooth(coarse, middle),
-            double(middle),
-            smooth(middle, fine),
-            double(fine),
-            smooth(fine, fine // 2),
-            double(fine // 2),
-            smooth(fine // 2, fine // 4),
-        ])
+        self.deblocks = nn.ModuleList(
+            [
+                smooth(coarse, middle),
+                double(middle),
+                smooth(middle, fine),
+                double(fine),
+                smooth(fine, fine // 2),
+                double(fine // 2),
+                smooth(fine // 2, fine // 4),
+            ]
+        )
         self.temporal = temporal_fusion(fine, self.grid, config.temporal)
         classes = len(config.labels.labels.labels)
         # Only the last is needed to predict; the others are for the loss on coarser grids.
