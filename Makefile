@@ -30,7 +30,7 @@ check: environment
 environment: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml setup.py constraints.txt CMakeLists.txt package.xml \
-		$(wildcard msg/*.msg cmake/* cmake/*/* gdfusion_ros/kernels/*.cpp)
+		$(wildcard msg/*.msg cmake/* cmake/*/* gdfusion_ros/kernels/*.cpp gdfusion_ros/kernels/*.h) gdfusion_ros/kernels/CMakeLists.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.10, 3.11 or 3.12 is missing;" \
 		"on Debian and Ubuntu: sudo apt install python3 python3-venv python3-dev" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module;" \

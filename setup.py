@@ -69,6 +69,8 @@ class BuildInterfaces(Command):
         )
         for extension in generated.glob("*.so"):
             shutil.copy2(extension, target)
+        for library in (generated / "kernels").glob("*.so"):
+            shutil.copy2(library, target / "kernels")
 
         folders = [stage, *sorted(path for path in stage.rglob("*") if path.is_dir())]
         self.distribution.data_files = [

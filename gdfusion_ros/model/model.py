@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Flow, FlowKind
 from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.kernels import head as kernel
+from gdfusion_ros.kernels import library
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.images import network_image, prepare_view
+from gdfusion_ros.model.lidar import lidar_depth
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks import FAMILIES
 from gdfusion_ros.model.state import TemporalState
@@ -133,7 +136,10 @@ class OccupancyModel:
             image_translation=self._tensor(np.array([[-t.left, -t.top, 0.0] for t in transforms])),
             augmentation=torch.eye(3, device=self.device)[None],
         )
-        return NetworkInput(self._tensor(images), rig, motion)
+        depth = None
+        if getattr(self.config.architecture, "lidar_depth", False):
+            depth = self._tensor(lidar_depth(frame, views, self.config.image, self.config.depth_bins))
+        return NetworkInput(self._tensor(images), rig, motion, depth)
 
     def _tensor(self, array: npt.NDArray[np.floating]) -> Tensor:
         """One sample as a float32 batch."""
@@ -150,6 +156,8 @@ class OccupancyModel:
 
     def _labels(self, output: NetworkOutput) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Labels and confidence (X, Y, Z) from the logits (K, Y, X, Z), or the network's own labels."""
+        if output.labels is None and library.usable(output.logits):
+            return kernel.classify(output.logits[0], int(self.config.labels.void_channel), self.config.labels.excluded)
         logits = self.label_logits(output.logits[0])
         best, labels = logits.max(dim=0)
         if output.labels is not None:
@@ -209,3 +217,18 @@ def load_model(
     network = build_network(config)
     description = fill_weights(network, config, weights)
     return OccupancyModel(config, network, description, device)
+
+
+def load_for_rig(model: str | Path, weights: str | Path | None, device: str, cameras: Sequence[str]) -> OccupancyModel:
+    """A model for a rig with these cameras. When they are not those of its file, the network is made for the rig's
+    own, with a warning: its weights were trained on another rig. Raises UserError as `load_model` does."""
+    config = load_config(model)
+    if not set(config.cameras) <= set(cameras):
+        log.warning(
+            "the rig has the cameras %s, but the weights of %s were trained on %s: expect less",
+            ", ".join(cameras),
+            config.name,
+            ", ".join(config.cameras),
+        )
+        config = config.for_cameras(cameras)
+    return load_model(config, weights, device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gdfusion_ros.kernels import head as kernel
+from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.layers import ConvNorm
 
 
@@ -18,5 +20,8 @@ class VoxelHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, Y, X, Z) to logits (B, classes, Y, X, Z)."""
-        logits: Tensor = self.classifier(self.final_conv(x).movedim(1, -1))
+        features = self.final_conv(x)
+        if library.usable(features):
+            return kernel.classifier(features, self.classifier[0], self.classifier[2])
+        logits: Tensor = self.classifier(features.movedim(1, -1))
         return logits.movedim(-1, 1)

@@ -79,6 +79,16 @@ def batch_norm(dims: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
     return nn.BatchNorm3d if dims == 3 else nn.BatchNorm2d
 
 
+def folded(convolution: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution or linear layer with the batch norm behind it taken in; for inference."""
+    weight, bias = convolution.weight, convolution.bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if norm is None:
+        return weight, bias
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return weight * scale.view(-1, *([1] * (weight.dim() - 1))), norm.bias + (bias - norm.running_mean) * scale
+
+
 def pointwise(inputs: int, outputs: int, dims: int) -> nn.Sequential:
     """A convolution of one cell with bias, batch norm and ReLU; entries ``0`` and ``1``."""
     return nn.Sequential(conv(dims)(inputs, outputs, 1), batch_norm(dims)(outputs), nn.ReLU())

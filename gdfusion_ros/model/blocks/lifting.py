@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.kernels import library
+from gdfusion_ros.kernels import lifting as kernel
 from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points, pixel_grid
 
 
@@ -64,6 +66,10 @@ def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, tri
     batch, cameras, channels, h, w = context.shape
     x, y, z = grid.shape
     minimum, cell = points.new_tensor(grid.minimum), points.new_tensor(grid.cell_size)
+    if library.usable(context, points, weights):
+        places = (points - minimum) / cell
+        samples = [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, places, weights)]
+        return samples[0][None] if batch == 1 else torch.stack(samples)
     place = trilinear_contributions if trilinear else nearest_contributions
     table = context.permute(0, 1, 3, 4, 2).reshape(batch, cameras * h * w, channels)
     row = torch.arange(cameras * h * w, device=context.device).view(cameras, 1, h, w)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gdfusion_ros.kernels import library
+from gdfusion_ros.kernels import stereo as kernel
 from gdfusion_ros.model.blocks.cameras import (
     NEAREST_VISIBLE,
     CameraRig,
@@ -36,10 +38,13 @@ def cost_volume(
     ``depths`` (D,) metres; the result is (B * N, D, h, w). Carries no gradient, as in the reference.
     """
     images, channels, h, w = current.shape
-    pixels = pixel_grid((h, w), image_size, current.device)
-    pixels = pixels.expand(*rig.intrinsics.shape[:2], h, w, 2)
     # Oddity (spec 12.6): whether the previous image shows anything is read off one channel of the last group.
     witness = channels - CHANNEL_GROUP
+    pixels = pixel_grid((h, w), image_size, current.device)
+    if library.usable(current, previous):
+        steps = projection_steps(rig, motion, image_size)
+        return kernel.cost_volume(current, previous, steps, pixels[0, :, 0], pixels[:, 0, 1], depths, witness)
+    pixels = pixels.expand(*rig.intrinsics.shape[:2], h, w, 2)
     cost = current.new_empty(images, len(depths), h, w)
     # Rows of channels: a bilinear sample is a weighted sum of four rows, which embedding_bag does in one pass.
     current_rows = current.flatten(2).transpose(1, 2).contiguous()
@@ -59,6 +64,26 @@ def cost_volume(
             distance = warped.sub_(current_rows[i]).abs_().sum(dim=1)
             cost[i, d] = (distance + UNSEEN_COST * unseen).view(h, w)
     return cost.neg_().softmax(dim=1)
+
+
+def projection_steps(rig: CameraRig, motion: EgoMotion, image_size: tuple[int, int]) -> Tensor:
+    """(B * N, 34): the numbers that ``seen_from_previous``, ``to_image`` and ``normalised`` multiply, divide and shift
+    pixels by, in the order of their steps, for the kernel that repeats these steps to the last digit."""
+    height, width = image_size
+    previous_from_current = motion.previous_camera_from_camera
+    return torch.cat(
+        [
+            rig.image_translation[..., :2],
+            torch.inverse(rig.image_rotation)[..., :2, :2].flatten(2),
+            (previous_from_current[..., :3, :3] @ torch.inverse(rig.intrinsics)).flatten(2),
+            previous_from_current[..., :3, 3],
+            rig.intrinsics[..., :2, :].flatten(2),
+            rig.image_rotation[..., :2, :2].flatten(2),
+            rig.image_translation[..., :2],
+            rig.intrinsics.new_tensor([width - 1, height - 1]).expand(*rig.intrinsics.shape[:2], 2),
+        ],
+        dim=-1,
+    ).flatten(0, 1)
 
 
 def bilinear_rows(where: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
-from gdfusion_ros.model.fusion.warp import is_flat, is_inside
+from gdfusion_ros.kernels import history as kernel
+from gdfusion_ros.kernels import library
+from gdfusion_ros.model.fusion.warp import history_positions, index_transform, is_flat, is_inside
 
 LARGEST = 20.0
 """Cells: bound of the predicted offset and of its gradient."""
@@ -23,9 +25,30 @@ class MotionFusion(nn.Module):
     def __init__(self, channels: int, grid: VoxelGrid, rate: float = 0.1) -> None:
         super().__init__()
         self.dims = 2 if is_flat(grid) else 3
-        self.rate = rate
+        self.grid, self.rate = grid, rate
         # A 3D convolution also for flat grids: so the published weights have it.
         self.offset = nn.Conv3d(channels, self.dims, 1)
+
+    def move(
+        self, voxels: Tensor, state: Tensor | None, previous_from_current: Tensor, centred: bool
+    ) -> kernel.Moved:
+        """The updated offsets, the positions of the history by ego motion and offsets, and whether these are inside.
+
+        ``voxels`` and ``state`` as for ``forward``; ``previous_from_current`` and ``centred`` as for
+        ``history_positions``.
+        """
+        if library.usable(voxels):
+            transforms = index_transform(previous_from_current, self.grid, centred)[:, : self.dims].clone()
+            if self.dims == 2:
+                # Oddity (spec 4.2): flat grids take a cell for a point 1 m up.
+                transforms[..., 3] += transforms[..., 2]
+            weight, bias = self.offset.weight.flatten(1), self.offset.bias
+            assert bias is not None
+            return kernel.motion(voxels, weight, bias, state, transforms, self.rate)
+        positions = history_positions(previous_from_current, self.grid, centred)
+        offsets, _ = self(voxels, state, positions)
+        positions = positions + offsets.movedim(1, -1)
+        return kernel.Moved(offsets, positions, is_inside(positions.detach(), voxels.shape[2:]))
 
     def forward(self, voxels: Tensor, state: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The updated offsets (B, dims, ...) with gradient, and the same as the new state.

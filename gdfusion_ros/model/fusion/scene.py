@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.kernels import history, library
+from gdfusion_ros.kernels import scene as kernel
+
 EPSILON = 1e-6
 """Of this module's layer norms."""
 
@@ -54,10 +57,12 @@ class SceneFusion(nn.Module):
 
     def forward(self, voxels: Tensor, state: SceneState | None) -> tuple[Tensor, SceneState]:
         """Adapted features (B, C, ...) and the new state. Runs on a sequence's first frame too."""
-        u = voxels.flatten(2)
-        batch, channels, _ = u.shape
+        batch, channels = voxels.shape[:2]
         if state is None:
-            state = SceneState(u.new_zeros(batch, channels, channels), u.new_zeros(batch, channels, 1))
+            state = SceneState(voxels.new_zeros(batch, channels, channels), voxels.new_zeros(batch, channels, 1))
+        if library.usable(voxels, *state):
+            return self._by_kernels(voxels, state)
+        u = voxels.flatten(2)
         key = self.key.weight @ u
         target = self.value.weight @ u - key
         step = scene_gradient(key, target, self.weight - state.weight, self.bias - state.bias, self.scale, self.shift)
@@ -70,6 +75,26 @@ class SceneFusion(nn.Module):
         normal, _ = _normalise((self.weight - weight) @ query + (self.bias - bias))
         fused = (scale * normal + shift + query).view(voxels.shape)
         return fused, SceneState(weight.detach(), bias.detach())
+
+    def _by_kernels(self, voxels: Tensor, state: SceneState) -> tuple[Tensor, SceneState]:
+        cells = history.rows(voxels)
+        rows = cells.flatten(1, -2)
+        weights, biases, outputs = [], [], []
+        for b, u in enumerate(rows):
+            weight, bias = self.weight[0] - state.weight[b], self.bias[0] - state.bias[b]
+            scale, shift = self.scale[0], self.shift[0]
+            step = SceneGradient(
+                *kernel.gradient(u, self.key.weight, self.value.weight, weight, bias, scale, shift)
+            )
+            weights.append(state.weight[b] + self.rate * step.weight)
+            biases.append(state.bias[b] + self.rate * step.bias)
+            # Oddity (spec 12.2), as above.
+            scale, shift = scale - self.rate * step.scale, shift - self.rate * step.shift
+            weight, bias = self.weight[0] - weights[b], self.bias[0] - biases[b]
+            outputs.append(kernel.output(u, self.query.weight, weight, bias, scale, shift))
+        fused = outputs[0][None] if batch == 1 else torch.stack(outputs)
+        fused = history.volume(fused.view(cells.shape), voxels.dim() == 4)
+        return fused, SceneState(torch.stack(weights), torch.stack(biases))
 
 
 def scene_gradient(

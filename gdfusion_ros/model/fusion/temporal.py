@@ -12,7 +12,7 @@ from gdfusion_ros.model.config import TemporalConfig
 from gdfusion_ros.model.fusion.motion import MotionFusion
 from gdfusion_ros.model.fusion.scene import SceneFusion, SceneState
 from gdfusion_ros.model.fusion.voxel import VoxelFusion, VoxelState
-from gdfusion_ros.model.fusion.warp import history_positions, is_inside
+from gdfusion_ros.model.fusion.warp import history_positions
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
 
@@ -60,12 +60,12 @@ class RecurrentFusion(nn.Module):
         new_state: dict[str, Tensor] = {}
         offsets = inside = None
         with watch.stage("motion_fusion"):
-            positions = history_positions(previous_from_current, self.grid, self.centred)
-            if self.motion is not None:
+            if self.motion is None:
+                positions = history_positions(previous_from_current, self.grid, self.centred)
+            else:
                 previous = None if state is None else state.tensors["motion"]
-                offsets, new_state["motion"] = self.motion(x, previous, positions)
-                positions = positions + offsets.movedim(1, -1)
-                inside = is_inside(positions.detach(), x.shape[2:])
+                offsets, positions, inside = self.motion.move(x, previous, previous_from_current, self.centred)
+                new_state["motion"] = offsets.detach()
         if self.voxel is not None:
             with watch.stage("voxel_fusion"):
                 voxel_state = None if state is None else VoxelState(state.tensors["voxel"], state.frames)
@@ -107,9 +107,14 @@ def temporal_fusion(channels: int, grid: VoxelGrid, config: TemporalConfig) -> n
 
 def layers_first(x: Tensor) -> Tensor:
     """(B, C, Y, X, Z) as (B, C, Z, Y, X), the layout of the history; a bird's-eye view (B, C, Y, X) stays."""
-    return x.permute(0, 1, 4, 2, 3).contiguous() if x.dim() == 5 else x
+    return _arranged(x.permute(0, 1, 4, 2, 3)) if x.dim() == 5 else x
 
 
 def layers_last(x: Tensor) -> Tensor:
     """The inverse of ``layers_first``."""
-    return x.permute(0, 1, 3, 4, 2).contiguous() if x.dim() == 5 else x
+    return _arranged(x.permute(0, 1, 3, 4, 2)) if x.dim() == 5 else x
+
+
+def _arranged(x: Tensor) -> Tensor:
+    """Rows of channels, which the CPU kernels work on, stay where they are in memory; other volumes are put in order."""
+    return x if x.stride(1) == 1 else x.contiguous()

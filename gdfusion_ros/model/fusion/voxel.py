@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
-from gdfusion_ros.model.blocks.layers import pointwise
+from gdfusion_ros.kernels import history as kernel
+from gdfusion_ros.kernels import library
+from gdfusion_ros.model.blocks.layers import folded, pointwise
 from gdfusion_ros.model.fusion.warp import is_flat, sample_history
 from gdfusion_ros.model.watch import Watch
 
@@ -40,16 +42,23 @@ class VoxelFusion(nn.Module):
         # A sequence starts with itself as history.
         history = voxels.detach() if state is None else state.voxels
         steps = 0 if state is None else state.steps
-        sampled = sample_history(history, positions)
         now, before = self._time(steps, voxels)
+        if watch is not None and watch.on_tensor is not None:
+            watch.show(history_sampled=sample_history(history, positions))
+        if library.usable(voxels, history, positions):
+            each, merge = (_matrix(*part[:2]) for part in (self.each, self.merge))
+            merged = kernel.voxel_fusion(voxels, history, positions, each, merge, now, before)
+        else:
+            merged = self._merge(voxels, sample_history(history, positions), now, before)
+        # Oddity (spec 12.10): a first frame's output is its input, though the state is already the merged volume.
+        return (voxels if state is None else merged), VoxelState(merged.detach(), steps + 1)
+
+    def _merge(self, voxels: Tensor, sampled: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        """This frame and the history at its cells, both (B, C, ...), with their time embeddings (C), in one volume."""
         shape = (1, -1, *([1] * (voxels.dim() - 2)))
         both = [self.each(voxels + now.view(shape)), self.each(sampled + before.view(shape))]
-        merged = self.merge(torch.cat(both, dim=1))
-        new_state = VoxelState(merged.detach(), steps + 1)
-        if watch is not None:
-            watch.show(history_sampled=sampled)
-        # Oddity (spec 12.10): a first frame's output is its input, though the state is already the merged volume.
-        return (voxels if state is None else merged), new_state
+        merged: Tensor = self.merge(torch.cat(both, dim=1))
+        return merged
 
     def _time(self, steps: int, like: Tensor) -> Tensor:
         """(2, C): embeddings of now and of the frame before."""
@@ -58,6 +67,12 @@ class VoxelFusion(nn.Module):
         position = self.frame_interval * torch.tensor([now, max(now - 1, 0)], dtype=torch.float32, device=like.device)
         result: Tensor = self.time_embedding(sinusoid(position, self.channels))
         return result
+
+
+def _matrix(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A convolution of one cell with its norm, as a matrix (outputs, inputs) and a bias."""
+    weight, bias = folded(convolution, norm)
+    return weight.flatten(1), bias
 
 
 class VoxelState(NamedTuple):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.kernels import history as kernel
+from gdfusion_ros.kernels import library
 
 
 def is_flat(grid: VoxelGrid) -> bool:
@@ -64,6 +66,8 @@ def is_inside(positions: Tensor, spatial: torch.Size) -> Tensor:
 
 def sample_history(history: Tensor, positions: Tensor) -> Tensor:
     """The history (B, C, ...) at positions (B, ..., dims), interpolated; zero outside the grid."""
+    if library.usable(history, positions):
+        return kernel.warp(history, positions)
     grid = normalise(positions, history.shape[2:])
     return torch.nn.functional.grid_sample(
         history, grid, mode="bilinear", padding_mode="zeros", align_corners=True

@@ -1,0 +1,57 @@
+"""3x3 and 3x3x3 convolutions of stride 1 by Winograd; twin: ``torch.nn.functional.conv2d`` and ``conv3d``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gdfusion_ros.kernels.library import call, cells_first, pack
+
+_G = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64)
+"""The weights' transform of F(2, 3)."""
+
+
+class WinogradWeights(NamedTuple):
+    """A convolution's weights in the transform's domain, for the instruction set that they were packed with."""
+
+    points: Tensor
+    """(16 or 64, panels, inputs, panel)."""
+    bias: Tensor
+    """(outputs,)."""
+    inputs: int
+    outputs: int
+    dims: int
+
+
+def transform(weight: Tensor, bias: Tensor) -> WinogradWeights:
+    """Transform and pack weights (O, I, 3, 3) or (O, I, 3, 3, 3)."""
+    outputs, inputs, *kernel = weight.shape
+    points = weight.double()
+    for axis in range(2, weight.dim()):
+        points = torch.tensordot(points, _G, dims=([axis], [1])).movedim(-1, axis)
+    points = points.flatten(2).permute(2, 1, 0).float()
+    return WinogradWeights(pack(points), bias.contiguous(), inputs, outputs, len(kernel))
+
+
+def convolve(
+    x: Tensor, weights: WinogradWeights, relu: bool | int, residual: Tensor | None = None
+) -> Tensor:
+    """The convolution of (B, I, ...) with zero padding of one cell, plus bias and residual (B, O, ...), then ReLU.
+
+    ``relu``: True and False for all outputs and none, or the number of outputs, from the first, that have it. The result
+    is channels last in memory, and so should be what comes in, or it is copied.
+    """
+    cells = cells_first(x)
+    added = None if residual is None else cells_first(residual)
+    out = cells.new_empty(*cells.shape[:-1], weights.outputs)
+    rectified = weights.outputs if relu is True else int(relu)
+    a, b, c = cells.shape[1:4] if weights.dims == 3 else (*cells.shape[1:3], 1)
+    for i in range(len(cells)):
+        call(
+            "convolution",
+            *(cells[i], weights.inputs, weights.inputs, weights.points, weights.bias, weights.outputs, rectified),
+            *(None if added is None else added[i], weights.outputs, a, b, c, weights.dims, out[i]),
+        )
+    return out.movedim(-1, 1)

@@ -1,0 +1,204 @@
+// What the previous frame's voxels say about this one's: the motion cue, the warp, and the voxel cue.
+// The twins, with their formulas, are gdfusion_ros/model/fusion/{motion,warp,voxel}.py.
+//
+// Volumes are rows of channels: (Y, X, Z, C), or (Y, X, C) for flat grids, which here have Z = 1. Positions have `dims`
+// components x, y (, z) in cells of the previous grid.
+#include <cmath>
+
+#include "simd.h"
+
+namespace {
+
+constexpr float LARGEST_OFFSET = 20.0f;
+constexpr int64_t TILE = 48;  // voxels that a thread carries through all steps; a multiple of ROWS
+
+struct Grid {
+    int64_t size[3];  // x, y, z
+
+    int64_t row(int64_t x, int64_t y, int64_t z) const { return (y * size[0] + x) * size[2] + z; }
+};
+
+// The value and derivatives of a volume of offsets at a position, clamped to the border.
+template <int DIMS>
+void sample_offsets(const float* volume, const Grid& grid, const float* position, float* value, float (*slope)[DIMS]) {
+    int64_t cell[2][3] = {{0, 0, 0}, {0, 0, 0}};
+    float share[2][DIMS], lean[2][DIMS], apart[DIMS];
+    for (int a = 0; a < DIMS; ++a) {
+        const float p = position[a], low = floorf(p), limit = static_cast<float>(grid.size[a] - 1);
+        const float from = clamp(low, 0, limit), to = clamp(low + 1, 0, limit);
+        cell[0][a] = static_cast<int64_t>(from), cell[1][a] = static_cast<int64_t>(to);
+        share[0][a] = 1 - (p - low), share[1][a] = p - low;
+        // Derivatives weigh with the clamped corners (spec 4.3).
+        lean[0][a] = to - p, lean[1][a] = p - from;
+        apart[a] = to > from ? 1.0f : 0.0f;
+    }
+    for (int c = 0; c < DIMS; ++c) {
+        value[c] = 0;
+        for (int a = 0; a < DIMS; ++a) slope[a][c] = 0;
+    }
+    for (int corner = 0; corner < 1 << DIMS; ++corner) {
+        int side[3] = {corner & 1, corner >> 1 & 1, DIMS == 3 ? corner >> 2 & 1 : 0};
+        const float* row = volume + DIMS * grid.row(cell[side[0]][0], cell[side[1]][1], cell[side[2]][2]);
+        float weight = 1;
+        for (int a = 0; a < DIMS; ++a) weight *= share[side[a]][a];
+        for (int c = 0; c < DIMS; ++c) value[c] += weight * row[c];
+        for (int a = 0; a < DIMS; ++a) {
+            float w = side[a] ? apart[a] : -apart[a];
+            for (int o = 0; o < DIMS; ++o)
+                if (o != a) w *= lean[side[o]][o];
+            for (int c = 0; c < DIMS; ++c) slope[a][c] += w * row[c];
+        }
+    }
+}
+
+inline bool is_inside(const float* position, const Grid& grid, int dims) {
+    bool inside = true;
+    for (int a = 0; a < dims; ++a) {
+        const float last = static_cast<float>(grid.size[a] > 1 ? grid.size[a] - 1 : 1);
+        inside = inside && fabsf(position[a] / last * 2 - 1) <= 1;
+    }
+    return inside;
+}
+
+template <int DIMS>
+void move(
+    const float* voxels, int64_t channels, const float* weight, const float* bias, const float* previous,
+    const float* matrix, const Grid& grid, float rate, float* offsets, float* positions, uint8_t* inside, int64_t y) {
+    const int64_t begin = grid.row(0, y, 0);
+    for (int64_t n = 0; n < grid.size[0] * grid.size[2]; ++n) {
+        const int64_t voxel = begin + n, x = n / grid.size[2], z = n % grid.size[2];
+        const float* features = voxels + voxel * channels;
+        float offset[DIMS], position[DIMS], gradient[DIMS];
+        for (int a = 0; a < DIMS; ++a) {
+            Vector partial{};
+            int64_t c = 0;
+            for (; c + LANES <= channels; c += LANES) partial += load(features + c) * load(weight + a * channels + c);
+            float total = bias[a] + sum(partial);
+            for (; c < channels; ++c) total += features[c] * weight[a * channels + c];
+            offset[a] = clamp(total, -LARGEST_OFFSET, LARGEST_OFFSET);
+            const float* m = matrix + 4 * a;
+            gradient[a] = 0;
+            position[a] = m[0] * x + m[1] * y + m[2] * z + m[3];
+        }
+        if (previous) {
+            float moved[DIMS], value[DIMS], slope[DIMS][DIMS];
+            for (int a = 0; a < DIMS; ++a) moved[a] = position[a] + offset[a];
+            if (is_inside(moved, grid, DIMS)) {
+                sample_offsets<DIMS>(previous, grid, moved, value, slope);
+                for (int a = 0; a < DIMS; ++a) {
+                    float through = 0;
+                    for (int c = 0; c < DIMS; ++c) through += slope[a][c] * 2 * (value[c] - offset[c]);
+                    gradient[a] = clamp(
+                        (through - 2 * (value[a] - offset[a])) / DIMS, -LARGEST_OFFSET, LARGEST_OFFSET);
+                }
+            }
+        }
+        for (int a = 0; a < DIMS; ++a) {
+            offset[a] -= rate * gradient[a];
+            position[a] += offset[a];
+            offsets[voxel * DIMS + a] = offset[a];
+            positions[voxel * DIMS + a] = position[a];
+        }
+        inside[voxel] = is_inside(position, grid, DIMS);
+    }
+}
+
+// The history at a position, interpolated, zero outside the grid.
+void sample(
+    const float* history, int64_t channels, const Grid& grid, const float* position, int dims, float* out) {
+    memset(out, 0, static_cast<size_t>(channels) * 4);
+    int64_t low[3] = {0, 0, 0};
+    float fraction[3] = {0, 0, 0};
+    for (int a = 0; a < dims; ++a) {
+        const float p = grid.size[a] > 1 ? position[a] : 0.0f;
+        if (!(p > -1 && p < grid.size[a])) return;
+        const float cell = floorf(p);
+        low[a] = static_cast<int64_t>(cell), fraction[a] = p - cell;
+    }
+    for (int corner = 0; corner < 1 << dims; ++corner) {
+        float weight = 1;
+        int64_t at[3] = {0, 0, 0};
+        bool inside = true;
+        for (int a = 0; a < dims; ++a) {
+            const int side = corner >> a & 1;
+            at[a] = low[a] + side;
+            weight *= side ? fraction[a] : 1 - fraction[a];
+            inside = inside && at[a] >= 0 && at[a] < grid.size[a];
+        }
+        if (!inside || weight == 0) continue;
+        const float* row = history + grid.row(at[0], at[1], at[2]) * channels;
+        int64_t c = 0;
+        for (; c + LANES <= channels; c += LANES) store(out + c, load(out + c) + load(row + c) * weight);
+        for (; c < channels; ++c) out[c] += row[c] * weight;
+    }
+}
+
+}  // namespace
+
+// The motion cue. weight: (dims, channels); bias: (dims); previous: offsets of the last frame (Y, X, Z, dims), or null at
+// a sequence's start; matrix: (dims, 4), a cell (x, y, z, 1) to its ego-warped position. Writes the updated offsets, the
+// positions of the history (ego motion and offsets), and whether these lie inside.
+GDFUSION_KERNEL(motion)
+(const float* voxels, const float* weight, const float* bias, const float* previous, const float* matrix, int64_t channels,
+ int64_t size_x, int64_t size_y, int64_t size_z, int64_t dims, float rate, float* offsets, float* positions,
+ uint8_t* inside, int32_t threads) {
+    const Grid grid{{size_x, size_y, size_z}};
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t y = 0; y < size_y; ++y) {
+        if (dims == 3)
+            move<3>(voxels, channels, weight, bias, previous, matrix, grid, rate, offsets, positions, inside, y);
+        else
+            move<2>(voxels, channels, weight, bias, previous, matrix, grid, rate, offsets, positions, inside, y);
+    }
+}
+
+// The warp alone: out (Y, X, Z, C) is the history at the positions.
+GDFUSION_KERNEL(warp)
+(const float* history, const float* positions, int64_t channels, int64_t size_x, int64_t size_y, int64_t size_z,
+ int64_t dims, float* out, int32_t threads) {
+    const Grid grid{{size_x, size_y, size_z}};
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t y = 0; y < size_y; ++y)
+        for (int64_t voxel = grid.row(0, y, 0); voxel < grid.row(0, y + 1, 0); ++voxel)
+            sample(history, channels, grid, positions + voxel * dims, dims, out + voxel * channels);
+}
+
+// The warp and the voxel cue: out = relu(merge @ [relu(each @ voxel + now), relu(each @ history + before)] + merge_bias).
+// `each` (C rows) and `merge` (2 * wide rows) are packed for multiply() with `wide` columns, C rounded up to PANEL; norms
+// are folded in, time embeddings are part of `now` and `before`.
+GDFUSION_KERNEL(voxel_fusion)
+(const float* voxels, const float* history, const float* positions, const float* each, const float* now,
+ const float* before, const float* merge, const float* merge_bias, int64_t channels, int64_t size_x, int64_t size_y,
+ int64_t size_z, int64_t dims, float* out, int32_t threads) {
+    const Grid grid{{size_x, size_y, size_z}};
+    const int64_t wide = round_up(channels, PANEL), count = size_x * size_y * size_z;
+#pragma omp parallel num_threads(threads)
+    {
+        Scratch rows(TILE * channels), both(TILE * 2 * wide), result(TILE * wide);
+#pragma omp for schedule(dynamic, 16)
+        for (int64_t begin = 0; begin < count; begin += TILE) {
+            const int64_t tile = least(TILE, count - begin);
+            for (int history_half = 0; history_half < 2; ++history_half) {
+                if (history_half)
+                    for (int64_t i = 0; i < tile; ++i)
+                        sample(history, channels, grid, positions + (begin + i) * dims, dims, rows.data + i * channels);
+                else
+                    memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
+                float* half = both.data + history_half * wide;
+                multiply(
+                    rows.data, channels, TILE, each, channels, wide, history_half ? before : now, half, 2 * wide);
+                for (int64_t i = 0; i < TILE; ++i)
+                    for (int64_t c = 0; c < wide; c += LANES)
+                        store(half + i * 2 * wide + c, larger(load(half + i * 2 * wide + c), Vector{}));
+            }
+            multiply(both.data, 2 * wide, TILE, merge, 2 * wide, wide, merge_bias, result.data, wide);
+            for (int64_t i = 0; i < tile; ++i) {
+                const float* from = result.data + i * wide;
+                float* to = out + (begin + i) * channels;
+                int64_t c = 0;
+                for (; c + LANES <= channels; c += LANES) store(to + c, larger(load(from + c), Vector{}));
+                for (; c < channels; ++c) to[c] = from[c] > 0 ? from[c] : 0;
+            }
+        }
+    }
+}

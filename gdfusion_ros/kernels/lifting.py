@@ -1,0 +1,80 @@
+"""Lifting over points sorted by cell; twin: ``gdfusion_ros.model.blocks.lifting.splat``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gdfusion_ros.kernels.library import call, cells_first
+
+_REMEMBERED = 4
+"""Calibrations whose ranks are kept: one for each stream of a process, as a rule."""
+
+
+class Ranks(NamedTuple):
+    """Points sorted by the cell that they lie in."""
+
+    coordinates: Tensor
+    """(P, 3) x, y, z in cells; what the ranks belong to."""
+    starts: Tensor
+    """(cells + 1) where each cell's points begin in ``order``."""
+    order: Tensor
+    """(P,)."""
+
+
+class RankCache:
+    """Ranks of the last calibrations. A standing rig has one; a recording with exposures of their own has many."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[object, ...], Ranks] = OrderedDict()
+
+    def ranks(self, coordinates: Tensor, shape: tuple[int, int, int], trilinear: bool) -> Ranks:
+        """The ranks of points (P, 3) over a grid of shape (X, Y, Z), computed where the points are new."""
+        # A few thousand sampled numbers find the entry; all of them decide.
+        flat = coordinates.view(-1)
+        key = (shape, trilinear, tuple(coordinates.shape), flat[:: max(1, len(flat) // 64)].numpy().tobytes())
+        found = self._entries.pop(key, None)
+        if found is None or not torch.equal(found.coordinates, coordinates):
+            found = rank_points(coordinates, shape, trilinear)
+        self._entries[key] = found
+        while len(self._entries) > _REMEMBERED:
+            self._entries.popitem(last=False)
+        return found
+
+
+_cache = RankCache()
+
+
+def rank_points(coordinates: Tensor, shape: tuple[int, int, int], trilinear: bool) -> Ranks:
+    """Sort points by cell. For ``trilinear``, the layer of cells below the grid counts as well."""
+    first = -1 if trilinear else 0
+    x, y, z = (size - first for size in shape)
+    starts = torch.empty(x * y * z + 1, dtype=torch.int32)
+    order, cells = (torch.empty(len(coordinates), dtype=torch.int32) for _ in range(2))
+    call("rank_points", coordinates, len(coordinates), *shape, first, starts, order, cells)
+    return Ranks(coordinates, starts, order)
+
+
+def splat(
+    context: Tensor, coordinates: Tensor, weights: Tensor, shape: tuple[int, int, int], trilinear: bool
+) -> Tensor:
+    """Voxel features (C, Y, X, Z), channels last in memory.
+
+    ``context`` (N, C, h, w); ``coordinates`` (N, P, h, w, 3) of each pixel's P points in cells of a grid of shape
+    (X, Y, Z); ``weights`` (N, P, h, w).
+    """
+    cameras, channels, h, w = context.shape
+    depths = coordinates.shape[1]
+    table, flat, shares = cells_first(context), coordinates.reshape(-1, 3).contiguous(), weights.contiguous()
+    ranks = _cache.ranks(flat, shape, trilinear)
+    x, y, z = shape
+    out = context.new_empty(y, x, z, channels)
+    sizes = (depths, h * w, channels)
+    if trilinear:
+        call("lift_trilinear", table, shares, flat, ranks.starts, ranks.order, *sizes, *shape, out)
+    else:
+        call("lift_nearest", table, shares, ranks.starts, ranks.order, *sizes, x * y * z, out)
+    return out.permute(3, 0, 1, 2)

@@ -1,0 +1,149 @@
+// What all kernels share: the vector type of the instruction set that this file is being compiled for, the names of
+// what is exported, a matrix product on small tiles, and exp and log.
+//
+// Every kernel source is compiled once for each instruction set, with -DGDFUSION_ISA=<name>. Everything here lives in
+// an anonymous namespace and no standard library template is used: a function that the linker merged between two of
+// these compilations could bring instructions to a processor that does not have them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#define GDFUSION_JOIN2(name, isa) gdfusion_##name##_##isa
+#define GDFUSION_JOIN(name, isa) GDFUSION_JOIN2(name, isa)
+// The exported name of a kernel, as in gdfusion_cost_volume_avx2.
+#define GDFUSION_KERNEL(name) extern "C" __attribute__((visibility("default"))) void GDFUSION_JOIN(name, GDFUSION_ISA)
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// The register tile of the matrix product: ROWS rows times PANEL columns. Fits 16 registers.
+constexpr int ROWS = 6;
+constexpr int PANEL = 2 * LANES;
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+// Minus zero, not plus: that the compiler may drop, since -0 + 0 is not -0.
+inline Vector splat(float x) { return x - Vector{}; }
+inline Vector select(Integers mask, Vector yes, Vector no) {
+    return reinterpret_cast<Vector>((mask & reinterpret_cast<Integers>(yes)) | (~mask & reinterpret_cast<Integers>(no)));
+}
+inline Vector larger(Vector a, Vector b) { return select(a > b, a, b); }
+inline Vector smaller(Vector a, Vector b) { return select(a < b, a, b); }
+inline Vector magnitude(Vector a) { return reinterpret_cast<Vector>(reinterpret_cast<Integers>(a) & 0x7fffffff); }
+
+inline float sum(Vector v) {
+    float total = 0;
+    for (int i = 0; i < LANES; ++i) total += v[i];
+    return total;
+}
+
+inline float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// exp with a relative error below 2e-7 (Cephes' polynomial); 0 below -87, and exp(88) above 88.
+inline Vector exponential(Vector x) {
+    const Integers tiny = x < splat(-87.0f);
+    x = larger(smaller(x, splat(88.0f)), splat(-87.0f));
+    const Vector magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
+    const Vector shifted = x * 1.44269504f + magic;
+    const Vector n = shifted - magic;
+    Vector r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    Vector p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Integers power = (reinterpret_cast<Integers>(shifted) - 0x4b400000 + 127) << 23;
+    return select(tiny, Vector{}, p * reinterpret_cast<Vector>(power));
+}
+
+// log for x in [1, 2], absolute error below 2e-7 (Cephes' polynomial).
+inline Vector logarithm_1_2(Vector x) {
+    const Integers upper = x > splat(1.41421356f);
+    const Vector halved = select(upper, x * 0.5f, x);
+    const Vector r = halved - 1.0f;
+    Vector p = splat(7.0376836292e-2f);
+    p = p * r - 1.1514610310e-1f;
+    p = p * r + 1.1676998740e-1f;
+    p = p * r - 1.2420140846e-1f;
+    p = p * r + 1.4249322787e-1f;
+    p = p * r - 1.6668057665e-1f;
+    p = p * r + 2.0000714765e-1f;
+    p = p * r - 2.4999993993e-1f;
+    p = p * r + 3.3333331174e-1f;
+    const Vector square = r * r;
+    const Vector result = r + (p * r * square - square * 0.5f);
+    return result + select(upper, splat(0.69314718f), Vector{});
+}
+
+inline Vector softplus(Vector x) {
+    return larger(x, Vector{}) + logarithm_1_2(exponential(-magnitude(x)) + 1.0f);
+}
+
+// out[r][0:PANEL] = start[0:PANEL] + sum_k a[r][k] * panel[k][0:PANEL] for ROWS rows.
+inline void multiply_tile(
+    const float* a, int64_t a_step, const float* panel, int64_t count, const float* start, float* out, int64_t out_step) {
+    Vector left[ROWS], right[ROWS];
+    const Vector start_left = start ? load(start) : Vector{}, start_right = start ? load(start + LANES) : Vector{};
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; ++r) left[r] = start_left, right[r] = start_right;
+    for (int64_t k = 0; k < count; ++k) {
+        const Vector w_left = load(panel + k * PANEL), w_right = load(panel + k * PANEL + LANES);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) {
+            const Vector x = splat(a[r * a_step + k]);
+            left[r] += x * w_left;
+            right[r] += x * w_right;
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; ++r) {
+        store(out + r * out_step, left[r]);
+        store(out + r * out_step + LANES, right[r]);
+    }
+}
+
+// out (rows, width) = start + a (rows, count) @ w. `rows` is a multiple of ROWS, `width` of PANEL; w is packed as
+// [width / PANEL][count][PANEL].
+inline void multiply(
+    const float* a, int64_t a_step, int64_t rows, const float* w, int64_t count, int64_t width, const float* start,
+    float* out, int64_t out_step) {
+    for (int64_t column = 0; column < width; column += PANEL)
+        for (int64_t row = 0; row < rows; row += ROWS)
+            multiply_tile(
+                a + row * a_step, a_step, w + column * count, count, start ? start + column : nullptr,
+                out + row * out_step + column, out_step);
+}
+
+// Scratch memory of one thread, aligned to cache lines, zero at first, freed at the end of the parallel region.
+struct Scratch {
+    float* data;
+    explicit Scratch(int64_t floats) {
+        const size_t bytes = static_cast<size_t>(round_up(floats * 4, 64));
+        data = static_cast<float*>(aligned_alloc(64, bytes ? bytes : 64));
+        if (!data) abort();
+        memset(data, 0, bytes);
+    }
+    ~Scratch() { free(data); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+};
+
+}  // namespace

@@ -1,0 +1,25 @@
+"""The stereo cost volume in one pass; twin: ``gdfusion_ros.model.blocks.stereo.cost_volume``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gdfusion_ros.kernels.library import call, cells_first
+
+
+def cost_volume(
+    current: Tensor, previous: Tensor, projections: Tensor, x: Tensor, y: Tensor, depths: Tensor, witness: int
+) -> Tensor:
+    """(I, D, h, w), channels last in memory, from features (I, C, h, w) of this and the previous exposure.
+
+    ``projections`` (I, 34): the fields of Projection in projection.h; ``x`` (w) and ``y`` (h): network pixels of the
+    cells' columns and rows; ``witness``: the channel that is zero where nothing is seen.
+    """
+    images, channels, h, w = current.shape
+    cost = current.new_empty(images, h, w, len(depths))
+    call(
+        "cost_volume",
+        *(cells_first(current), cells_first(previous), projections.contiguous(), x.contiguous(), y.contiguous()),
+        *(depths.contiguous(), images, h, w, channels, len(depths), witness, cost),
+    )
+    return cost.permute(0, 3, 1, 2)

@@ -1,0 +1,208 @@
+"""Every kernel against its plain-torch twin, over odd shapes, instruction sets and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.kernels import convolution, library, lifting
+from gdfusion_ros.kernels import head as head_kernel
+from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
+from gdfusion_ros.model.blocks.heads import VoxelHead
+from gdfusion_ros.model.blocks.lifting import splat
+from gdfusion_ros.model.blocks.stereo import cost_volume
+from gdfusion_ros.model.config import TemporalConfig
+from gdfusion_ros.model.fusion.temporal import RecurrentFusion
+from gdfusion_ros.model.fusion.warp import sample_history
+from gdfusion_ros.model.state import TemporalState
+from gdfusion_ros.model.watch import Watch
+
+pytestmark = pytest.mark.skipif(not library.instruction_sets(), reason="the library of kernels is not built")
+
+BOUND = 2e-5
+"""Of a tensor's largest value: what a kernel may differ from its twin."""
+
+
+@pytest.fixture(autouse=True, params=library.instruction_sets() or ["none"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
+    with torch.inference_mode(), library.restricted_to(request.param):
+        yield
+
+
+def twin(function, *arguments):  # type: ignore[no-untyped-def]
+    with library.switched(False):
+        return function(*arguments)
+
+
+def assert_close(kernel: Tensor, plain: Tensor, bound: float = BOUND) -> None:
+    assert kernel.shape == plain.shape
+    assert float((kernel - plain).abs().max()) <= bound * float(plain.abs().max().clamp_min(1e-6))
+
+
+def random_rig(cameras: int, seed: int) -> tuple[CameraRig, EgoMotion]:
+    generator = torch.Generator().manual_seed(seed)
+    angles = 6.28 * torch.rand(cameras, generator=generator)
+    rotation = torch.zeros(1, cameras, 3, 3)
+    rotation[0, :, 0, 0], rotation[0, :, 0, 2] = angles.sin(), angles.cos()
+    rotation[0, :, 1, 0], rotation[0, :, 1, 2] = -angles.cos(), angles.sin()
+    rotation[0, :, 2, 1] = -1
+    intrinsics = torch.tensor([[60.0, 0, 31], [0, 60, 15], [0, 0, 1]]).expand(1, cameras, 3, 3).clone()
+    scale = torch.diag(torch.tensor([0.9, 0.9, 1.0])).expand(1, cameras, 3, 3).clone()
+    shift = torch.tensor([-1.0, -3.0, 0.0]).expand(1, cameras, 3).clone()
+    rig = CameraRig(intrinsics, rotation, torch.randn(1, cameras, 3, generator=generator), scale, shift, torch.eye(3)[None])
+    step = torch.eye(4).expand(1, cameras, 4, 4).clone()
+    # Forwards and sideways, so that some points leave the image and some end up behind the camera.
+    step[..., :3, 3] = torch.randn(1, cameras, 3, generator=generator) * torch.tensor([1.0, 0.2, 3.0])
+    return rig, EgoMotion(torch.eye(4)[None], step)
+
+
+@pytest.mark.parametrize(("channels", "depths", "size"), [(32, 16, (8, 16)), (13, 5, (7, 9)), (4, 3, (2, 3)), (68, 33, (5, 6))])
+def test_the_cost_volume_equals_its_twin(channels: int, depths: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(channels)
+    rig, motion = random_rig(2, channels)
+    # Small features, or the softmax is one depth and zeros; a ReLU, so that the witness channel is often zero.
+    current, previous = (0.2 * torch.randn(2, channels, *size).relu() for _ in range(2))
+    arguments = (current, previous, torch.linspace(1, 20, depths), rig, motion, (32, 64))
+    kernel, plain = cost_volume(*arguments), twin(cost_volume, *arguments)
+    # A point on the border of the image, or just at the camera, may be seen by one and not by the other.
+    assert kernel.shape == plain.shape
+    wrong = ((kernel - plain).abs() > 1e-4 * plain.abs().max()).float().mean()
+    assert wrong <= 0.01
+
+
+@pytest.mark.parametrize("trilinear", [False, True])
+@pytest.mark.parametrize(("channels", "shape"), [(32, (8, 6, 4)), (5, (3, 7, 2)), (17, (9, 5, 1))])
+def test_lifting_equals_its_twin(trilinear: bool, channels: int, shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(channels)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (1.0, 1.0, 1.0), shape)
+    context, weights = torch.randn(2, 3, channels, 4, 5), torch.rand(2, 3, 7, 4, 5)
+    points = torch.randn(2, 3, 7, 4, 5, 3) * 4
+    arguments = (context, points, weights, grid, trilinear)
+    assert_close(splat(*arguments), twin(splat, *arguments))
+
+
+def test_ranks_are_computed_once_for_a_calibration_and_again_for_another() -> None:
+    cache = lifting.RankCache()
+    places = torch.rand(1000, 3) * 5
+    first = cache.ranks(places, (5, 5, 5), False)
+    assert cache.ranks(places.clone(), (5, 5, 5), False) is first
+    moved = places.clone()
+    moved[1, 1] += 2.5  # not among the sampled numbers
+    assert cache.ranks(moved, (5, 5, 5), False) is not first
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(32, (12, 10, 6)), (10, (7, 9, 3)), (16, (8, 5, 1)), (6, (4, 6, 1))])
+def test_the_temporal_cues_equal_their_twins_over_a_sequence(channels: int, shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(channels)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (0.5, 0.5, 0.5), shape)
+    fusion = RecurrentFusion(channels, grid, TemporalConfig()).eval()
+    torch.nn.init.normal_(fusion.motion.offset.weight, std=0.3)
+    motion = torch.eye(4)[None]
+    motion[0, :3, 3] = torch.tensor([0.3, -0.1, 0.02])
+    motion[0, 0, 1], motion[0, 1, 0] = -0.03, 0.03
+    states: list[TemporalState | None] = [None, None]
+    for frame in range(4):
+        voxels = torch.randn(1, channels, *(shape[1], shape[0], shape[2])[: 3 if shape[2] > 1 else 2])
+        kernel, tensors = fusion(voxels, states[0], motion, Watch())
+        plain, twins = twin(fusion, voxels, states[1], motion, Watch())
+        assert_close(kernel.voxels, plain.voxels, 1e-4)
+        assert_close(kernel.offsets, plain.offsets, 1e-4)
+        assert (kernel.inside == plain.inside).float().mean() > 0.99
+        for name, tensor in tensors.items():
+            assert_close(tensor, twins[name], 2e-4)
+        states = [TemporalState(frame + 1, tensors), TemporalState(frame + 1, twins)]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (6, 7), (1, 4, 1), (1, 9)])
+def test_the_warp_equals_its_twin_and_is_zero_outside(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    history = torch.randn(2, 11, *shape)
+    positions = torch.rand(2, *shape, len(shape)) * 12 - 4
+    assert_close(sample_history(history, positions), twin(sample_history, history, positions))
+    assert not sample_history(history, positions + 100.0).any()
+
+
+@pytest.mark.parametrize(("channels", "classes"), [(32, 19), (7, 3), (24, 40)])
+def test_the_head_and_the_labels_equal_their_twins(channels: int, classes: int) -> None:
+    torch.manual_seed(classes)
+    head = VoxelHead(channels, classes).eval()
+    x = torch.randn(1, channels, 5, 7, 3)
+    logits = head(x)
+    assert_close(logits, twin(head, x))
+    excluded = (1,)
+    labels, confidence = head_kernel.classify(10 * logits[0], 1, excluded)
+    allowed = 10 * logits[0, 1:].clone()
+    allowed[list(excluded)] = -torch.inf
+    best, winner = allowed.max(dim=0)
+    assert torch.equal(torch.from_numpy(labels).long(), winner.transpose(0, 1))
+    expected = ((best - allowed.logsumexp(dim=0)).exp() * 255).transpose(0, 1)
+    assert float((torch.from_numpy(confidence) - expected).abs().max()) <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("dims", "inputs", "outputs", "size"),
+    [(3, 32, 32, (6, 8, 4)), (3, 5, 7, (5, 3, 1)), (3, 16, 50, (1, 2, 7)), (2, 64, 64, (9, 12)), (2, 3, 11, (1, 5)), (2, 130, 17, (8, 8))],
+)
+@pytest.mark.parametrize("relu", [True, False, 3])
+def test_the_convolution_equals_its_twin(dims: int, inputs: int, outputs: int, size: tuple[int, ...], relu: bool | int) -> None:
+    torch.manual_seed(inputs)
+    module = (nn.Conv3d if dims == 3 else nn.Conv2d)(inputs, outputs, 3, padding=1)
+    x, residual = torch.randn(2, inputs, *size), torch.randn(2, outputs, *size)
+    plain = module(x) + residual
+    rectified = outputs if relu is True else int(relu)
+    plain = torch.cat([plain[:, :rectified].relu(), plain[:, rectified:]], dim=1)
+    weights = convolution.transform(module.weight, module.bias)
+    assert_close(convolution.convolve(x, weights, relu, residual), plain)
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    torch.manual_seed(0)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (0.5, 0.5, 0.5), (40, 30, 4))
+    fusion = RecurrentFusion(8, grid, TemporalConfig()).eval()
+    head, voxels, motion = VoxelHead(8, 5).eval(), torch.randn(1, 8, 30, 40, 4), torch.eye(4)[None]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            fused, state = fusion(voxels, None, motion, Watch())
+            again, state = fusion(fused.voxels, TemporalState(1, state), motion, Watch())
+            results.append([again.voxels, *state.values(), *head_kernel.classify(head.classifier(again.voxels.movedim(1, -1)).movedim(-1, 1)[0], 1, ())])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def test_kernels_leave_training_meta_tensors_and_other_types_to_torch() -> None:
+    x = torch.zeros(2)
+    assert library.usable(x)
+    assert not library.usable(x, torch.zeros(2, device="meta"))
+    assert not library.usable(x.double())
+    with torch.inference_mode(False), torch.enable_grad():
+        assert not library.usable(torch.zeros(2))
+    with library.switched(False):
+        assert not library.usable(x)
+        with library.switched(True):
+            assert not library.usable(x)
+
+
+def test_a_missing_library_is_one_warning_and_the_torch_path(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(path: str) -> None:
+        raise OSError("no such file")
+
+    library._library.cache_clear()
+    monkeypatch.setattr(library.ctypes, "CDLL", missing)
+    try:
+        assert not library.usable(torch.zeros(2))
+        assert not library.usable(torch.zeros(2))
+        assert len(caplog.records) == 1
+        assert "install the package again" in caplog.text
+    finally:
+        library._library.cache_clear()
