@@ -1,4 +1,4 @@
-"""Run a recording, a folder of frames, or the made-up world through a network offline, without ROS.
+"""Run recordings, folders of frames, or the made-up world through a network offline, without ROS.
 
 A recording goes through the same assembly as in the live node, so its grids equal those that the node
 publishes when the recording is replayed to it.
@@ -6,72 +6,67 @@ publishes when the recording is replayed to it.
   gdfusion run BAG --model bevdetocc-gf --weights random:0 --out grids
   gdfusion run FOLDER_WITH_FRAMES_JSON --out grids
   gdfusion run world:3 --out grids
+  gdfusion run BAG1 BAG2 BAG3 --out outputs --resume --shard 0/4
+  gdfusion run BAG1 BAG2 BAG3 --out outputs --ray local --workers 2
 
-Writes one .npz a frame (labels (X, Y, Z), stamp_ns, sequence, grid_minimum, cell_size, ...; see
-gdfusion_ros.sinks.files) and prints what was made.
+One source gives one .npz a frame (labels (X, Y, Z), stamp_ns, sequence, grid_minimum, cell_size, ...; see
+gdfusion_ros.sinks.files). Several, or --mcap, give one output recording each, as the node's would be, which
+appears in --out only when it is whole. A source that cannot be run is reported and does not hold up the others.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gdfusion_ros.cli.arguments import add_model_arguments, load
-from gdfusion_ros.cli.inputs import add_json_argument, add_rig_arguments, print_json, source_of, spread
+from gdfusion_ros.cli.batch import jobs_of, run_jobs, shard
+from gdfusion_ros.cli.inputs import add_json_argument, add_rig_arguments, print_json, rig_names
+from gdfusion_ros.cli.offline import run_source
 from gdfusion_ros.errors import UserError
+from gdfusion_ros.frame import Occupancy
 from gdfusion_ros.sinks.files import file_name, save_occupancy
-from gdfusion_ros.stream import OccupancyStream, SequenceRules
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("source", help="recording, folder with frames.json, `world` or `world:SEED`")
-    parser.add_argument("--out", type=Path, help="folder for one .npz a frame")
-    parser.add_argument("--frames", type=int, help="stop after this many frames")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="source",
+        help="recording, folder with frames.json, `world` or `world:SEED`",
+    )
+    parser.add_argument("--out", type=Path, help="folder for what is made")
+    parser.add_argument("--frames", type=int, help="stop each source after this many frames")
+    parser.add_argument("--mcap", action="store_true", help="output recordings, for a single source too")
+    many = parser.add_argument_group("many sources")
+    many.add_argument("--resume", action="store_true", help="skip sources whose output is there already")
+    many.add_argument("--shard", metavar="I/N", help="only every N-th source from the I-th on, I from 0")
+    many.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto, or local")
+    many.add_argument("--workers", type=int, help="with --ray local: how many (default: one a core)")
     add_model_arguments(parser)
     add_rig_arguments(parser)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; 0 when at least one frame was made."""
-    source = source_of(args.source, args)
+    """Run it; 0 when every source gave at least one frame."""
+    many = len(args.sources) > 1 or args.mcap or args.resume or args.shard is not None or args.ray is not None
+    return _run_many(args) if many else _run_one(args)
+
+
+def _run_one(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.exists() and any(args.out.glob("*.npz")):
         raise UserError(f"{args.out} has .npz files already: choose another folder or remove them")
-    stream = OccupancyStream(load(args), SequenceRules(restart_after_missing=args.missing_camera == "skip"))
-    state_bytes, timings = [], []
-    total = min(n for n in (len(source), args.frames) if n) if isinstance(source, Sized) else args.frames
-    for number, frame in enumerate(tqdm(source, total=total, unit="frame", desc="run", disable=None)):
-        try:
-            occupancy = stream.step(frame)
-        except ValueError as error:
-            raise UserError(f"the frame at {frame.stamp_ns} ns does not fit the model: {error}") from None
+
+    def write(number: int, occupancy: Occupancy) -> None:
         if args.out is not None:
             save_occupancy(occupancy, args.out / file_name(number, occupancy.stamp_ns))
-        state_bytes.append(occupancy.state_bytes)
-        timings.append(occupancy.timings_ms)
-        if args.frames and number + 1 >= args.frames:
-            break
-    stages: dict[str, list[float]] = {}
-    for one in timings:
-        for stage, value in one.items():
-            stages.setdefault(stage, []).append(value)
-    result: dict[str, Any] = {
-        "frames": len(state_bytes),
-        "sequences_started": stream.sequence,
-        "restarts": dict(stream.restarts),
-        "images_dropped": _drops(source),
-        "state_bytes": state_bytes,
-        "latency_ms": {stage: spread(values) for stage, values in stages.items()},
-        "model": stream.model.name,
-        "weights": stream.model.weights,
-        "out": None if args.out is None else str(args.out),
-    }
+
+    source = args.sources[0]
+    result = run_source(source, args, lambda source: load(args, rig_names(source)), write)
+    result["out"] = None if args.out is None else str(args.out)
     print(
         f"{result['frames']} frames in {result['sequences_started']} sequences; "
         f"inference {result['latency_ms'].get('inference', {}).get('median', 0):.0f} ms a frame"
@@ -80,18 +75,21 @@ def run(args: argparse.Namespace) -> int:
         print("images not used: " + ", ".join(f"{n} {why}" for why, n in result["images_dropped"].items()))
     if args.json:
         print_json(result)
-    if not state_bytes:
-        raise UserError(f"{args.source} gave no frame: see above for what became of its images")
     return 0
 
 
-def _drops(source: object) -> dict[str, int]:
-    """Why images of a recording were not used."""
-    from gdfusion_ros.sources.bag import BagSource
-
-    if not isinstance(source, BagSource):
-        return {}
-    drops: Counter[str] = Counter()
-    for counts in source.assembler.counts().values():
-        drops.update(counts.dropped)
-    return dict(drops)
+def _run_many(args: argparse.Namespace) -> int:
+    if args.out is None:
+        raise UserError("output recordings need a folder: --out")
+    jobs = jobs_of(args.sources, args.out)
+    if args.shard is not None:
+        jobs = shard(jobs, args.shard)
+    result: dict[str, Any] = run_jobs(jobs, args)
+    frames = sum(one["frames"] for one in result["recordings"].values())
+    print(
+        f"{len(result['recordings'])} recordings made, {frames} frames; {len(result['skipped'])} were there already, "
+        f"{len(result['failed'])} failed"
+    )
+    if args.json:
+        print_json(result)
+    return 1 if result["failed"] else 0

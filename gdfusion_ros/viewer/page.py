@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,11 +45,8 @@ class Page:
     """A viser server with a scene and controls. ``show`` may be called from any thread."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 8080) -> None:
-        """Begin to serve. Raises UserError when the port cannot be had."""
-        try:
-            self.server = viser.ViserServer(host=host, port=port, verbose=False)
-        except OSError as error:
-            raise UserError(f"cannot serve on {host}:{port}: {error}; choose another --port") from error
+        """Begin to serve; port 0 is any free one. Raises UserError when the port cannot be had."""
+        self.server = viser.ViserServer(host=host, port=_free_port(host, port), verbose=False)
         self._lock = threading.RLock()
         self._shot: Shot | None = None
         self._number = 0
@@ -68,9 +66,8 @@ class Page:
 
     def _build(self) -> None:
         gui, scene = self.server.gui, self.server.scene
-        gui.configure_theme(
-            control_layout="collapsible", show_logo=False, show_share_button=False, dark_mode=True
-        )
+        gui.configure_theme(show_logo=False, show_share_button=False, dark_mode=True)
+        gui.main_panel.dock_right()
         gui.set_panel_label("gdfusion")
         scene.set_up_direction("+z")
         # Plain lamps instead of viser's photographed surroundings: colours that mean something must look like
@@ -87,7 +84,9 @@ class Page:
         self.timeline = gui.add_folder("Timeline")
         with gui.add_folder("What is shown"):
             self.color_by = gui.add_dropdown("Colour by", tuple(NAMES.values()))
-            self.height: Any = gui.add_slider("Height cut (m)", min=0.0, max=20.0, step=0.1, initial_value=20.0)
+            self.height: Any = gui.add_slider(
+                "Height cut (m)", min=0.0, max=20.0, step=0.1, initial_value=20.0
+            )
             self.arrows = gui.add_checkbox("Flow arrows", True)
             self.track = gui.add_checkbox("Ego track", True)
             self.cameras = gui.add_checkbox("Cameras", True)
@@ -242,6 +241,19 @@ class Page:
             self._drawn[name] = handle
         elif name in self._drawn:
             self._drawn.pop(name).remove()
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, if it is free: viser would wait for ever for an address that is not this machine's."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise UserError(
+            f"cannot serve on {host}:{port}: {error.strerror}; choose another --port or --host"
+        ) from error
 
 
 def status(shot: Shot, words: str) -> str:

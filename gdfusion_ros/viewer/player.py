@@ -27,7 +27,9 @@ class Player:
         self._closed = threading.Event()
         gui = page.server.gui
         with page.timeline:
-            self.slider: Any = gui.add_slider("Frame", min=0, max=max(1, len(shots) - 1), step=1, initial_value=0)
+            self.slider: Any = gui.add_slider(
+                "Frame", min=0, max=max(1, len(shots) - 1), step=1, initial_value=0
+            )
             self.play = gui.add_button("Play")
             self.step = gui.add_button_group("Step", ("Previous", "Next"))
             self.rate = gui.add_slider("Frames a second", min=0.5, max=30.0, step=0.5, initial_value=rate)
