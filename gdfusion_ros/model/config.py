@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -207,13 +207,17 @@ class ModelConfig:
             raise UserError(f"{self.name}: a network of the family {self.family} needs the setting 'depth'")
         return self.depth
 
+    def for_cameras(self, names: Sequence[str]) -> ModelConfig:
+        """The same network for a rig with other cameras. Its weights were trained on the rig of the file."""
+        return dataclasses.replace(self, cameras=tuple(names))
+
 
 def load_config(model: str | Path) -> ModelConfig:
     """The configuration of a model by its name, or by the path of a YAML.
 
     Raises UserError, in one line, when there is no such model or the file does not describe one.
     """
-    path = _find(model)
+    path = find_config(model)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -250,7 +254,8 @@ def _models_dir() -> Path:
     return share_dir() / "config" / "models"
 
 
-def _find(model: str | Path) -> Path:
+def find_config(model: str | Path) -> Path:
+    """The YAML of a model by its name or path. Raises UserError when there is none."""
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,7 +162,7 @@ def _some(names: list[str]) -> str:
 
 
 def fill_weights(network: nn.Module, config: ModelConfig, weights: str | Path) -> str:
-    """Fill a network with what ``weights`` names (see ``load_model``); gives the description for outputs and reports."""
+    """Fill a network with what ``weights`` names (see ``load_model``); gives what outputs and reports call it."""
     text = str(weights)
     if text.startswith("random:"):
         seed = text.removeprefix("random:")
@@ -176,7 +174,24 @@ def fill_weights(network: nn.Module, config: ModelConfig, weights: str | Path) -
     if not path.is_file():
         raise UserError(f"there is no weights file {path}")
     load_entries(network, read_entries(path), str(path), config.temporal)
-    return f"{path.name} sha256:{sha256(path)[:16]}"
+    digest = sha256(path)
+    if text == "default":
+        _check_origin(path, digest, config)
+    return f"{path.name} sha256:{digest[:16]}"
+
+
+def _check_origin(path: Path, digest: str, config: ModelConfig) -> None:
+    """A model's own file is the one its YAML means: itself where it is shipped, what it was converted from else."""
+    weights = config.weights
+    if weights is None or not weights.sha256:
+        return
+    origin = read_safetensors(path)[1].get("source_sha256", "") if weights.checkpoint else digest
+    if origin != weights.sha256:
+        what = f"{path} was converted from a file" if weights.checkpoint else str(path)
+        raise UserError(
+            f"{what} with the sha256 {origin or 'unknown'}, {config.name} expects {weights.sha256}: "
+            "it is damaged or another version; fetch or install it again, or name the file itself as weights"
+        )
 
 
 def default_file(config: ModelConfig) -> Path:
@@ -220,11 +235,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of a published checkpoint (mmcv form). Code inside the file is refused, never run."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is refused: it holds more than tensors, or is damaged ({reason})") from error
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path}: it is truncated or not a checkpoint ({_first_line(error)})") from error
+    except Exception as error:  # A hostile file may raise anything; whatever it is, the file is no good.
+        raise UserError(
+            f"{path} is refused: it is damaged, or holds more than tensors ({_first_line(error)})"
+        ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -243,7 +257,7 @@ def write_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -
     entries = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in published_entries(network).items()}
     temporary = path.with_name(path.name + ".part")
     save_file(entries, str(temporary), metadata=dict(metadata))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def sha256(path: Path) -> str:
