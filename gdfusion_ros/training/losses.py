@@ -30,9 +30,10 @@ def occupancy_loss(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and soft Jaccard loss of logits (B, K, Y, X, Z).
 
-    ``labels`` and ``weight`` are (B, Y, X, Z), ``class_weights`` one for each label. With a channel more than labels,
-    the first stands for nothing and channel k for label k - 1. The Jaccard loss (Rahman and Wang 2016) is 1 - intersection / union with probabilities for counts, a mean over the classes in
-    ``labels`` that are not free: it asks for what mIoU counts, however rare a class is.
+    ``labels`` and ``weight`` are (B, Y, X, Z), ``class_weights`` one for each label. With a channel more than
+    labels, the first stands for nothing and channel k for label k - 1. The Jaccard loss (Rahman and Wang 2016) is
+    1 - intersection / union with probabilities for counts, a mean over the classes in ``labels`` that are not free:
+    it asks for what mIoU counts, however rare a class is.
     """
     chosen = weight > 0
     picked = logits.movedim(1, -1)[chosen].float()

@@ -23,7 +23,7 @@ from gdfusion_ros.model.model import OccupancyModel, build_network
 from gdfusion_ros.model.networks.cotr import joined_entries
 from gdfusion_ros.model.networks.surroundocc import SurroundOccArchitecture
 from gdfusion_ros.model.watch import Watch
-from gdfusion_ros.model.weights import load_entries, published_entries, randomise
+from gdfusion_ros.model.weights import load_entries, published_entries, randomise, read_checkpoint
 
 FRAMES = 3
 SIZES = {
@@ -258,3 +258,10 @@ def test_entries_are_those_of_the_published_checkpoint(shared_dir: Path, name: s
     }
 
     assert own == set((shared_dir / "parity" / "keys" / f"{name}.txt").read_text().splitlines())
+
+
+def test_offsets_of_deformable_convolutions_may_have_their_very_old_name(tmp_path: Path) -> None:
+    weight = torch.zeros(27, 4, 3, 3)
+    torch.save({"state_dict": {"module.layer3.0.conv2_offset.weight": weight}}, tmp_path / "old.pth")
+
+    assert list(read_checkpoint(tmp_path / "old.pth")) == ["layer3.0.conv2.conv_offset.weight"]
