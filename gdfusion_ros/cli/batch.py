@@ -145,6 +145,7 @@ def _on_ray(jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Job, di
     except ImportError:
         raise UserError("--ray needs Ray: pip install 'gdfusion_ros[ray]'") from None
     local = args.ray == "local"
+    _check_reachable(args.ray)
     try:
         ray.init(
             address=None if local else args.ray,
@@ -164,6 +165,17 @@ def _on_ray(jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Job, di
             yield job, _fetched(ray.get, ready[0])
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at {address}: {error.strerror or error}") from error
 
 
 def _fetched(get: Callable[[Any], Any], reference: Any) -> dict[str, Any]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 from gdfusion_ros import labels as label_sets
 from gdfusion_ros.assembly.assembler import AssemblySettings
 from gdfusion_ros.assembly.rig import Rig
-from gdfusion_ros.evaluation.ground_truth import GroundTruth
+from gdfusion_ros.evaluation.ground_truth import GroundTruth, read_occ3d, read_openoccupancy, read_surroundocc
 from gdfusion_ros.evaluation.rayiou import ray_origins
 from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.rays import Floats
+from gdfusion_ros.sources.nuscenes_tables import KeyFrame
+
+LabelForm = Literal["occ3d", "openocc", "surroundocc", "openoccupancy"]
+LABEL_FORMS: tuple[LabelForm, ...] = get_args(LabelForm)
 
 ROOF_LIDAR = (0.94, 0.0, 1.84)
 """Where nuScenes' cars carry their LiDAR, in the ego frame: rays start there where a source has no LiDAR."""
@@ -58,6 +64,52 @@ def world_items(
                 velocity=truth.velocity,
             )
             yield Item(frame, known, ray_origins([_roof(pose) for pose in poses], poses[k]))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Ground truth of nuScenes in one of the forms it is published in."""
+
+    form: LabelForm
+    folder: Path
+    label_set: LabelSet
+    """The label set of the network that is scored."""
+    camera_mask: bool = True
+
+    def path(self, names: KeyFrame) -> Path:
+        """The file of a key frame."""
+        if self.form in ("occ3d", "openocc"):
+            return self.folder / names.scene / names.sample_token / "labels.npz"
+        if self.form == "surroundocc":
+            return self.folder / f"{names.lidar_file}.npy"
+        return self.folder / f"scene_{names.scene_token}" / "occupancy" / f"{names.lidar_token}.npy"
+
+    def read(self, names: KeyFrame) -> GroundTruth:
+        """The ground truth of a key frame. Raises UserError when the file is missing or of another form."""
+        path = self.path(names)
+        if self.form in ("occ3d", "openocc"):
+            truth = read_occ3d(path, label_sets.OPENOCC if self.form == "openocc" else label_sets.OCC3D)
+            return truth if self.camera_mask else replace(truth, seen=None)
+        # Networks of the SurroundOcc family leave noise out; the GDFusion ones, with Occ3D's ids, count it as free.
+        own = self.label_set == label_sets.SURROUNDOCC
+        read = read_surroundocc if self.form == "surroundocc" else read_openoccupancy
+        return read(path) if own else read(path, label_sets.OCC3D, noise=label_sets.OCC3D.free)
+
+
+def nuscenes_items(
+    dataroot: Path, version: str | None, scenes: Sequence[str], labels: Labels | None
+) -> Iterator[Item]:
+    """Key frames of nuScenes through its devkit; rays start at the LiDARs of the scene's key frames."""
+    from gdfusion_ros.sources.nuscenes_tables import NuScenesSource
+
+    source = NuScenesSource(dataroot, version, scenes)
+    lidars: tuple[str, list[Matrix]] = ("", [])
+    for names, frame in source.pairs():
+        if names.scene != lidars[0]:
+            lidars = (names.scene, source.world_from_lidars(names.scene))
+        truth = None if labels is None else labels.read(names)
+        in_ego = truth is not None and truth.grid.frame == "ego"
+        yield Item(frame, truth, ray_origins(lidars[1], frame.world_from_ego) if in_ego else None)
 
 
 def folder_items(folder: Path) -> Iterator[Item]:

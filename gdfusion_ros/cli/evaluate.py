@@ -21,7 +21,15 @@ import numpy as np
 from tqdm import tqdm
 
 from gdfusion_ros.cli.arguments import add_model_arguments, load, seed_range
-from gdfusion_ros.cli.datasets import Item, bag_items, folder_items, world_items
+from gdfusion_ros.cli.datasets import (
+    LABEL_FORMS,
+    Item,
+    Labels,
+    bag_items,
+    folder_items,
+    nuscenes_items,
+    world_items,
+)
 from gdfusion_ros.cli.inputs import add_json_argument, add_rig_arguments, print_json, rig_of
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.evaluation.lidar import LidarWitness
@@ -52,6 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without-history",
         action=argparse.BooleanOptionalAction,
         help="also score with the state reset before every frame (default: for the world)",
+    )
+    tables = parser.add_argument_group("nuscenes")
+    tables.add_argument("--labels", type=Path, metavar="DIR", help="ground truth (default: PATH/gts)")
+    tables.add_argument(
+        "--labels-form", choices=LABEL_FORMS, default="occ3d", help="whose labels (%(default)s)"
+    )
+    tables.add_argument("--version", help="tables, as v1.0-mini (default: those that are there)")
+    tables.add_argument(
+        "--scenes", nargs="+", default=(), metavar="NAME", help="as scene-0103 (default: all)"
+    )
+    tables.add_argument(
+        "--camera-mask",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="count only what cameras see, where the labels say what that is",
     )
     world = parser.add_argument_group("world")
     world.add_argument(
@@ -104,7 +127,13 @@ def items(args: argparse.Namespace, model: OccupancyModel) -> Iterator[Item]:
         return
     if args.path is None:
         raise UserError(f"--source {args.source} needs a path; `gdfusion evaluate --help` shows how")
-    if args.source == "folder":
+    if args.source == "nuscenes":
+        folder = args.labels or args.path / "gts"
+        labels = Labels(args.labels_form, folder, model.label_set, args.camera_mask)
+        if not folder.is_dir():
+            raise UserError(f"there are no labels at {folder}; --labels says where they are")
+        yield from nuscenes_items(args.path, args.version, args.scenes, labels)
+    elif args.source == "folder":
         yield from folder_items(args.path)
     else:
         yield from bag_items(args.path, *rig_of(args), args.lidar)
