@@ -30,10 +30,10 @@ def share_dir() -> Path:
 
 def _ament_share() -> Path | None:
     try:
-        from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+        from ament_index_python.packages import get_package_share_directory
     except ImportError:
         return None
     try:
         return Path(get_package_share_directory(PACKAGE))
-    except (PackageNotFoundError, LookupError):  # not in the index, or AMENT_PREFIX_PATH is not set
+    except (LookupError, OSError):  # not in the index; AMENT_PREFIX_PATH is not set
         return None

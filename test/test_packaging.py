@@ -270,9 +270,3 @@ def test_every_requirement_is_pinned(root, project):
         re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower() for requirement in requirements
     }
     assert not names - pinned
-
-
-def test_the_share_directory_holds_the_configuration():
-    from gdfusion_ros.share import share_dir
-
-    assert (share_dir() / "config/fastdds_shm.xml").is_file()
