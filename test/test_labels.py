@@ -29,8 +29,8 @@ def test_the_ids_of_a_set_count_without_gaps_and_its_free_label_is_called_free(l
     assert UNKNOWN not in [label.id for label in label_set.labels]
 
 
-@pytest.mark.parametrize("label_set", LABEL_SETS.values(), ids=LABEL_SETS)
-def test_a_class_keeps_its_colour_and_meaning_in_every_set(label_set):
+@pytest.mark.parametrize("label_set", [OCC3D, OPENOCC, SURROUNDOCC], ids=lambda label_set: label_set.name)
+def test_a_class_of_nuscenes_keeps_its_colour_and_meaning_in_every_set(label_set):
     for label in label_set.labels:
         if label.name != "free":
             occ3d = OCC3D[OCC3D.id(label.name)]
