@@ -67,10 +67,10 @@ class BuildInterfaces(Command):
         shutil.copytree(
             generated / "msg", target / "msg", ignore=shutil.ignore_patterns("*.c", "*.pyc", "__pycache__")
         )
-        for extension in generated.glob("*.so"):
-            shutil.copy2(extension, target)
-        for library in (generated / "kernels").glob("*.so"):
-            shutil.copy2(library, target / "kernels")
+        for library in generated.rglob("*.so"):
+            destination = target / library.relative_to(generated)
+            destination.unlink(missing_ok=True)  # a process that has it loaded keeps the old file
+            shutil.copy2(library, destination)
 
         folders = [stage, *sorted(path for path in stage.rglob("*") if path.is_dir())]
         self.distribution.data_files = [
