@@ -175,3 +175,19 @@ def stamped_transform(stamp: int, parent: str, child: str, matrix: Matrix):
 
 def tf(*transforms):
     return TYPES["tf2_msgs/msg/TFMessage"](list(transforms))
+
+
+TWO_CAMERAS = ("CAM_FRONT", "CAM_BACK")
+
+
+def two_camera_files(folder: Path) -> dict[str, str]:
+    """A network and topics for a rig of two cameras, as parameters of a node: every frame is fast."""
+    model = {**TINY_MODEL, "name": "two", "cameras": list(TWO_CAMERAS)}
+    model["architecture"] = {**TINY_MODEL["architecture"]}
+    (folder / "two.yaml").write_text(yaml.safe_dump(model))
+    cameras = {
+        name: {"image": image_topic(name), "info": info_topic(name), "frame": name} for name in TWO_CAMERAS
+    }
+    topics = {"anchor": "CAM_FRONT", "fixed_frame": "odom", "cameras": cameras}
+    (folder / "topics.yaml").write_text(yaml.safe_dump(topics))
+    return {"model": str(folder / "two.yaml"), "topics": str(folder / "topics.yaml"), "weights": "random:0"}

@@ -26,8 +26,8 @@ from sensor_msgs.msg import Image as ImageMessage
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from gdfusion_ros.msg import LabelInfo, SemanticOccupancy, VoxelFlow
 from gdfusion_ros.assembly.grids import occupancy_of
+from gdfusion_ros.msg import LabelInfo, SemanticOccupancy, VoxelFlow
 from gdfusion_ros.ros.environment import stay_on_this_machine, use_shared_memory
 from gdfusion_ros.sinks.recording import message_types
 
@@ -103,7 +103,7 @@ class Peer:
     def __init__(self, environment: dict[str, str]) -> None:
         self.grids: list[SemanticOccupancy] = []
         self.flows: list[VoxelFlow] = []
-        self.latencies: list[dict[str, str]] = []
+        self.latencies: list[dict[str, Any]] = []
         self.label_infos: list[LabelInfo] = []
         self.diagnostics: dict[str, Any] = {}
         # The middleware reads the process's environment when a participant is made.
@@ -128,13 +128,21 @@ class Peer:
         """Subscribe."""
         self.node.create_subscription(kind, topic, callback, qos)
 
-    def say(self, topic: str, kind: str, message: Any, latched: bool = False) -> None:
-        """Publish one of `driving`'s messages; waits for the node's subscription the first time."""
-        if topic not in self._publishers:
-            durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
+    def prepare(self, topics: dict[str, str], latched: tuple[str, ...] = ("/tf_static",)) -> None:
+        """Make publishers of these topics (and kinds), and wait until the node hears them."""
+        new = {topic: kind for topic, kind in topics.items() if topic not in self._publishers}
+        for topic, kind in new.items():
+            durability = DurabilityPolicy.TRANSIENT_LOCAL if topic in latched else DurabilityPolicy.VOLATILE
             qos = QoSProfile(depth=100, durability=durability)
             self._publishers[topic] = self.node.create_publisher(KINDS[kind][0], topic, qos)
+        for topic in new:
             wait_for(self._publishers[topic].get_subscription_count, f"a subscription to {topic}")
+        if new:
+            time.sleep(0.5)  # the writer knows its reader a little before the reader knows its writer
+
+    def say(self, topic: str, kind: str, message: Any) -> None:
+        """Publish one of `driving`'s messages."""
+        self.prepare({topic: kind})
         data = bytes(message_types().serialize_cdr(message, KINDS[kind][1]))
         self._publishers[topic].publish(data)
 
@@ -165,6 +173,10 @@ class Peer:
         """Stamps of the grids so far, in nanoseconds."""
         return [occupancy_of(grid).stamp_ns for grid in self.grids]
 
+    def has_frame(self, stamp: int) -> bool:
+        """Whether a frame's grid and latency have come; the latency is the last thing the node says of a frame."""
+        return stamp in self.stamps() and any(latency["stamp"] == stamp for latency in list(self.latencies))
+
     def close(self) -> None:
         """Leave."""
         self._executor.shutdown()
@@ -173,7 +185,9 @@ class Peer:
         rclpy.shutdown(context=self._context)
 
     def _latency(self, message: DiagnosticArray) -> None:
-        self.latencies.append({pair.key: pair.value for pair in message.status[0].values})
+        stamp = message.header.stamp
+        values = {pair.key: pair.value for pair in message.status[0].values}
+        self.latencies.append({"stamp": stamp.sec * 1_000_000_000 + stamp.nanosec, **values})
 
     def _diagnostic(self, message: DiagnosticArray) -> None:
         for status in message.status:

@@ -69,6 +69,8 @@ class PendingFrame:
     shots: dict[str, Shot | None]
     arrived_ns: int | None
     """When its anchor image came, by the caller's clock."""
+    tolerance_ns: int = 0
+    """How far its images may be from it."""
     after_skip: bool = False
     """A frame between this and the one before was skipped because a camera was missing."""
     placement: Placement | None = None
@@ -156,7 +158,9 @@ class FrameAssembler:
                 queue.counts.dropped["between_frames"] += 1
                 return
             self.frames.selected += 1
-            self._matching.append(PendingFrame(stamp, {}, now_ns))
+            # Nearer to this frame than to the next: an image that stands in for a lost one must not be the next's.
+            tolerance = min(self._tolerance_ns, (self._key_frames.spacing or 2 * self._tolerance_ns) // 2)
+            self._matching.append(PendingFrame(stamp, {}, now_ns, tolerance))
             self._begin_loading(shot)
         elif shot is not None and self._may_be_used(stamp):
             self._begin_loading(shot)
@@ -312,20 +316,24 @@ class FrameAssembler:
             "clock", "clock_jump", f"image stamps went back to {stamp / SECOND:.3f} s: buffers cleared"
         )
 
-    def _given_up(self, frame: PendingFrame, seconds: float, now_ns: int | None) -> bool:
-        limit = round(seconds * SECOND)
-        if self._anchor_ns is not None and self._anchor_ns - frame.stamp_ns >= limit:
-            return True
+    def _passed(self, frame: PendingFrame, seconds: float) -> bool:
+        """Whether the anchor camera has gone on by so much since the frame."""
+        return self._anchor_ns is not None and self._anchor_ns - frame.stamp_ns >= round(seconds * SECOND)
+
+    def _waited(self, frame: PendingFrame, seconds: float, now_ns: int | None) -> bool:
+        """Whether so much time has gone by since the frame's anchor image came, by the caller's clock."""
         if now_ns is None or frame.arrived_ns is None:
             return False
         if now_ns < frame.arrived_ns:  # the clock itself jumped back
             frame.arrived_ns = now_ns
-        return now_ns - frame.arrived_ns >= limit
+        return now_ns - frame.arrived_ns >= round(seconds * SECOND)
 
     def _match(self, frame: PendingFrame, now_ns: int | None, final: bool) -> bool:
         """Choose the images of a frame. True when that is settled, for better or worse."""
-        final = final or self._given_up(frame, self.settings.image_timeout, now_ns)
-        choices = {name: queue.choose(frame.stamp_ns, final) for name, queue in self._queues.items()}
+        limit = self.settings.image_timeout
+        final = final or self._passed(frame, limit) or self._waited(frame, limit, now_ns)
+        stamp, tolerance = frame.stamp_ns, frame.tolerance_ns
+        choices = {name: queue.choose(stamp, tolerance, final) for name, queue in self._queues.items()}
         missing = [name for name, (shot, settled) in choices.items() if settled and shot is None]
         skip = bool(missing) and (self.settings.missing_camera == "skip" or self.rig.anchor in missing)
         if not skip and not all(settled for _, settled in choices.values()):
@@ -334,7 +342,7 @@ class FrameAssembler:
         for name, queue in self._queues.items():
             queue.take(frame.shots[name], frame.stamp_ns)
         for name in missing:
-            self._problem(name, "missing", f"no image within {self.settings.sync_tolerance:g} s of the frame")
+            self._problem(name, "missing", f"no image within {frame.tolerance_ns / SECOND:g} s of the frame")
         if skip:
             self._skipped = True
             self._drop_frame(frame, "camera_missing")
@@ -354,8 +362,10 @@ class FrameAssembler:
                     self.rig, frame.stamp_ns, frame.shots, self._calibrations, self.transforms
                 )
             except PlacementError as error:
-                waited = final or self._given_up(frame, self.settings.tf_timeout, now_ns)
-                if error.may_come and not waited:
+                # Live, transforms wait behind others in their own queue, while images overtake them.
+                limit = self.settings.tf_timeout
+                waited = self._passed(frame, limit) if now_ns is None else self._waited(frame, limit, now_ns)
+                if error.may_come and not waited and not final:
                     return
                 self._placing.popleft()
                 if self._placing:

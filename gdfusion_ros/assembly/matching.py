@@ -96,7 +96,7 @@ class CameraQueue:
         self.last_ns = kept[-1].stamp_ns if kept else None
         self.horizon_ns = None
 
-    def choose(self, anchor_ns: int, final: bool) -> tuple[Shot | None, bool]:
+    def choose(self, anchor_ns: int, tolerance_ns: int, final: bool) -> tuple[Shot | None, bool]:
         """The image nearest to the anchor's stamp within the tolerance, and whether that is settled.
 
         It is settled when no nearer image can come: the last one is at or past the anchor, or so near that
@@ -110,7 +110,7 @@ class CameraQueue:
             if shot.stamp_ns >= anchor_ns or 2 * (anchor_ns - shot.stamp_ns) <= shot.period_ns:
                 settled = True
                 break
-        if best is not None and abs(best.stamp_ns - anchor_ns) > self.tolerance_ns:
+        if best is not None and abs(best.stamp_ns - anchor_ns) > tolerance_ns:
             best = None
         return best, settled
 
@@ -155,6 +155,13 @@ class KeyFrames:
             return 0
         slack = min([self.period_ns // 10, *(gap // 2 for gap in self._gaps)])
         return self._last + self.period_ns - slack
+
+    @property
+    def spacing(self) -> int | None:
+        """The least time to the next key frame; None when nothing is known of it yet."""
+        between = min(self._gaps, default=0)
+        known = max(between, self.next_after - self._last if self._last is not None else 0)
+        return known or None
 
     def restart(self) -> None:
         """Let the next image be a key frame, as after a clock that jumped back."""

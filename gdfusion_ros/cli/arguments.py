@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
 
 
-def load(args: argparse.Namespace) -> OccupancyModel:
-    """The model that the arguments ask for. Raises UserError."""
-    from gdfusion_ros.model.model import load_model
+def load(args: argparse.Namespace, rig: Sequence[str] = ()) -> OccupancyModel:
+    """The model that the arguments ask for; made for the cameras of ``rig`` when those are others. Raises UserError."""
+    from gdfusion_ros.model.model import load_for_rig, load_model
 
+    if rig:
+        return load_for_rig(args.model, args.weights, args.device, rig)
     return load_model(args.model, args.weights, args.device)
 
 

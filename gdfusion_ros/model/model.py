@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.images import network_image, prepare_view
 from gdfusion_ros.model.lidar import lidar_depth
+from gdfusion_ros.model.inference import Precision, inference_form
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks import FAMILIES
 from gdfusion_ros.model.state import TemporalState
@@ -48,9 +50,21 @@ class Prediction:
 class OccupancyModel:
     """A network with its weights: frame and state in, prediction and next state out. Holds no state of its own."""
 
-    def __init__(self, config: ModelConfig, network: nn.Module, weights: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        network: nn.Module,
+        weights: str,
+        device: str = "cpu",
+        kernels: bool = True,
+        precision: Precision = "fp32",
+    ) -> None:
         self.config = config
         self.network = network.eval().to(device)
+        """The plain network, which the weights belong to and which can be trained."""
+        self.kernels = kernels and library.allowed()
+        """Whether frames go through the network's inference form and the CPU kernels, not the plain network."""
+        self.precision = precision
         self.name = config.name
         self.weights = weights
         """``random:SEED``, or the file's name and the beginning of its sha256."""
@@ -77,13 +91,18 @@ class OccupancyModel:
         with watch.stage("preprocess"):
             poses = self.ego_poses(frame)
             batch = self.network_input(frame, poses, None if state is None else state.poses)
-        with torch.inference_mode():
-            output, new_state = self.network(batch, state, watch)
+        with torch.inference_mode(), library.switched(self.kernels):
+            output, new_state = self.inference_network(batch, state, watch)
             with watch.stage("postprocess"):
                 labels, confidence = self._labels(output)
                 flow = self._flow(output, first=state is None)
         prediction = Prediction(labels, confidence, flow, watch.timings_ms)
         return prediction, replace(new_state, poses=poses, model=self.name)
+
+    @cached_property
+    def inference_network(self) -> nn.Module:
+        """What frames go through. Made from ``network`` with the first frame; later changes of that do not reach it."""
+        return inference_form(self.network, self.precision) if self.kernels else self.network
 
     def _views(self, frame: CameraFrame) -> list[CameraView]:
         try:
@@ -198,12 +217,18 @@ def build_network(config: ModelConfig) -> nn.Module:
 
 
 def load_model(
-    model: str | Path | ModelConfig, weights: str | Path | None = None, device: str = "cpu"
+    model: str | Path | ModelConfig,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    kernels: bool = True,
+    precision: Precision = "fp32",
 ) -> OccupancyModel:
     """A model by its name, YAML or configuration, with weights.
 
     ``weights``: a ``.safetensors`` or published ``.pth`` file; ``random:SEED``; ``default`` for the file that the
     model names; None for random ones, with a warning. Raises UserError when the model or the weights are no good.
+    ``kernels``: the network's inference form and the CPU kernels (gdfusion_ros.model.inference), or the plain network;
+    ``precision``: of the inference form's convolutions.
     """
     config = model if isinstance(model, ModelConfig) else load_config(model)
     if weights is None:
@@ -216,7 +241,7 @@ def load_model(
         raise UserError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     network = build_network(config)
     description = fill_weights(network, config, weights)
-    return OccupancyModel(config, network, description, device)
+    return OccupancyModel(config, network, description, device, kernels, precision)
 
 
 def load_for_rig(model: str | Path, weights: str | Path | None, device: str, cameras: Sequence[str]) -> OccupancyModel:

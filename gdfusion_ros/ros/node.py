@@ -7,6 +7,7 @@ that configures (loads the network) and activates (subscribes) itself unless `au
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -34,12 +35,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from gdfusion_ros import load_model
 from gdfusion_ros.assembly.assembler import FrameAssembler
 from gdfusion_ros.assembly.loading import LoadedImage, load_image
 from gdfusion_ros.assembly.rig import Rig, find_topics, read_rig
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Occupancy
+from gdfusion_ros.model.model import load_for_rig
 from gdfusion_ros.ros.diagnostics import Health
 from gdfusion_ros.ros.inference import InferenceWorker
 from gdfusion_ros.ros.parameters import Settings, changed, declare
@@ -49,6 +50,8 @@ from gdfusion_ros.stream import OccupancyStream
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 DECODERS = 2
 """Threads that decode images: decoding is a fifth of a small network's time, and releases the interpreter."""
+REPEAT_SECONDS = 5.0
+"""How often the same problem of the same camera is said again."""
 
 
 @dataclass
@@ -79,6 +82,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         self._arrivals: dict[int, float] = {}
         self._restart_reason: str | None = None
         self._stop_requested: str | None = None
+        self._told: dict[tuple[str, str], float] = {}
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -140,15 +144,8 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
             import torch
 
             torch.set_num_threads(int(settings.number("threads")))
-        self.model = load_model(
-            settings.text("model"), settings.text("weights"), device=settings.text("device")
-        )
-        missing = [name for name in self.model.cameras if name not in self.rig.names]
-        if missing:
-            raise UserError(
-                f"{self.model.name} needs the camera {missing[0]}, which the topics file does not have: "
-                f"its cameras are {', '.join(self.rig.names)}"
-            )
+        name, weights = settings.text("model"), settings.text("weights")
+        self.model = load_for_rig(name, weights, settings.text("device"), self.rig.names)
         self.health = Health(self.rig.names)
         self._outputs = OccupancyPublishers(self, self.model.label_set)
         self.get_logger().info(f"{self.model.name} with weights {self.model.weights} on {self.model.device}")
@@ -336,7 +333,11 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
 
     def _on_problem(self, where: str, reason: str, text: str) -> None:
         self.health.problem(where, reason, text)
-        self.get_logger().warning(f"{where}: {text}", throttle_duration_sec=5.0)
+        # At once when it is new, then every few seconds: rclpy's own throttle cannot tell one camera from another.
+        now = time.monotonic()
+        if now - self._told.get((where, reason), -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            self._told[where, reason] = now
+            self.get_logger().warning(f"{where}: {text}")
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._running is None:
@@ -414,6 +415,21 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         self._diagnostics.publish(message)
 
 
+class _ToRosLog(logging.Handler):
+    """Passes the warnings of the rest of the package on to the node's log."""
+
+    def __init__(self, node: OccupancyNode) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = node.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it with the same severity."""
+        if record.levelno >= logging.ERROR:
+            self._logger.error(record.getMessage())
+        else:
+            self._logger.warning(record.getMessage())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; gives 0 then, also when one comes while the network runs."""
     stop = threading.Event()
@@ -428,6 +444,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, UserError, rclpy.exceptions.InvalidParameterTypeException) as error:
             print(f"occupancy_node: error: {error}", file=sys.stderr)
             return 1
+        handler = _ToRosLog(node)
+        logging.getLogger("gdfusion_ros").addHandler(handler)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
@@ -437,6 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 executor.spin_once(timeout_sec=0.1)
         finally:
             node.close()
+            logging.getLogger("gdfusion_ros").removeHandler(handler)
             executor.shutdown()
             node.destroy_node()
     finally:

@@ -136,6 +136,14 @@ def test_with_a_period_of_zero_every_anchor_image_makes_a_frame():
     assert len(cameras.frames) == 12
 
 
+def test_an_image_that_was_lost_does_not_make_each_frame_take_the_next_ones():
+    cameras = Rig(settings=AssemblySettings(inference_period=0.0))
+    for i in range(20):
+        cameras.shoot(i / 10, without=("CAM_BACK",) if i == 5 else ())
+    cameras.flush()
+    assert cameras.stamps == pytest.approx([i / 10 for i in range(20) if i != 5])
+
+
 def test_a_trigger_that_jitters_does_not_cost_key_frames():
     rng = random.Random(0)
     cameras = Rig()
