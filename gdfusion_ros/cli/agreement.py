@@ -1,10 +1,15 @@
 """How far a network is from a fixture's numbers, and whether that is agreement.
 
 What agreement means stands in the fixtures' README: 99.9 % of a tensor's samples within 1e-3 of its largest value, a
-mean error under 1e-4 of it, labels equal on 99.5 % of the clear voxels. Those bounds leave room for single cells that
-flip at a discontinuity (a point on the border of two voxels, say); taken alone they would also let pass a fixture in
-which somebody changed one number. So every single sample and voxel outside the bound is looked at: it is forgiven only
-where the network itself is that sensitive, which shows when it runs again with inputs changed in the sixth digit.
+mean error under 1e-4 of it, labels equal on 99.5 % of the clear voxels. Two things are added to it.
+
+Taken alone, those bounds let pass a fixture in which somebody changed one number. So every single sample and voxel
+outside the bound is looked at.
+
+And a few cells flip at discontinuities (a point on the border of two voxels, say), differently on every processor. In
+sequences of full-size frames what one flip changes spreads through the encoder, so that the last tensors may leave the
+bound although everything before them agrees. Whether that is so shows when the network runs again with inputs changed
+in the sixth digit: what the network itself moves by as much is excused, and named in the report; labels never are.
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.model.model import OccupancyModel, build_network
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
-from gdfusion_ros.model.weights import load_entries
 from gdfusion_ros.model.watch import Watch
+from gdfusion_ros.model.weights import load_entries
 
 QUANTILE = 0.999
 LARGE = 1e-3
@@ -47,10 +52,16 @@ BY_HEAD = ("labels_encoder", "labels_decoder")
 """Labels of a network with two heads; what it gives as ``labels`` is made of them."""
 CLEAR = 0.01
 """Difference of the two best logits from which a voxel counts as clear."""
-REPEATS, NUDGE = 3, 1e-5
-"""How often, and with what relative change of the inputs, a network is run again to see how sensitive it is."""
-ECHO = 0.05
-"""A sample's error is forgiven where a repetition moves the sample by this share of it."""
+REPEATS, NUDGE = 6, 1e-5
+"""How often at most, and with what relative change of the inputs, a network is run again to see how sensitive it is."""
+ECHO = 0.02
+"""A sample's error is excused where a repetition moves the sample by this share of it."""
+SPREAD_ECHO = 0.3
+"""A tensor's quantile and mean are excused where a repetition has this share of them."""
+SPREADING = frozenset({"encoded", "logits"})
+"""Tensors behind the encoder's convolutions, where a flip shows in many neighbouring cells."""
+ALONE = 10.0
+"""In those, no sample is off by this many times what the quantile is off: what spreads does not stand out alone."""
 
 
 class ReferenceModel(OccupancyModel):
@@ -125,7 +136,8 @@ def build_model(fixture: NetworkFixture, where: str) -> ReferenceModel:
     """The fixture's network with the fixture's weights. Raises UserError when they do not fit."""
     network = build_network(fixture.config)
     load_entries(network, fixture.weights, where, fixture.config.temporal)
-    return ReferenceModel(fixture.config, network, "fixture")
+    # The plain network: that its inference form and the kernels give the same is a matter of tests of their own.
+    return ReferenceModel(fixture.config, network, "fixture", kernels=False)
 
 
 def run_network(model: ReferenceModel, fixture: NetworkFixture, seed: int | None = None) -> Iterator[FrameRun]:
@@ -203,6 +215,8 @@ class Agreement:
     """Frame by frame, on the clear voxels."""
     failures: list[str] = field(default_factory=list)
     """Why it is no agreement, one line each."""
+    excused: list[str] = field(default_factory=list)
+    """What is outside the bounds where the network is that sensitive, one line each."""
 
     @property
     def passed(self) -> bool:
@@ -222,9 +236,33 @@ class Doubt:
     frame: int
     what: str
     where: npt.NDArray[np.int64]
-    """Flat indices."""
+    """Flat indices; empty where quantile and mean of a tensor are meant."""
     size: npt.NDArray[np.floating[Any]]
-    """How far each is off."""
+    """How far each is off; or the quantile and the mean error."""
+
+    @property
+    def spread(self) -> bool:
+        """Whether it is about a tensor's quantile and mean."""
+        return not self.where.size
+
+    def echo(self, before: npt.NDArray[np.floating[Any]], after: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+        """Where a repetition moves what is in doubt by enough of its error."""
+        change = np.abs(after - before).reshape(-1)
+        if self.spread:
+            largest = max(float(np.abs(before).max()), 1e-12)
+            measured = np.array([np.quantile(change, QUANTILE), change.mean()]) / largest
+            return measured >= SPREAD_ECHO * self.size
+        return change[self.where] >= ECHO * self.size
+
+    def describe(self, left: npt.NDArray[np.bool_]) -> str:
+        """One line about those of its places where ``left`` is true."""
+        if self.spread:
+            return f"frame {self.frame}: {self.what} is off by {self.size[0]:.1e}, on average {self.size[1]:.1e}"
+        first = int(np.flatnonzero(left)[0])
+        return (
+            f"frame {self.frame}: {self.what}[{self.where[first]}] is off by {self.size[first]:.3g}"
+            f" ({int(left.sum())} of {self.where.size} such places)"
+        )
 
 
 def compare(model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun]) -> Agreement:
@@ -251,7 +289,7 @@ def compare(model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun])
         result.failures.append(f"over all frames {equal / clear_voxels:.4%} of the labels agree")
     # Somebody who fails anyway need not wait for the repetitions.
     if doubts and not result.failures:
-        result.failures += unexplained(model, fixture, own, doubts)
+        resolve(result, model, fixture, own, doubts)
     return result
 
 
@@ -272,13 +310,20 @@ def _compare_tensor(
     mean, large = (CONTINUOUS_MEAN, CONTINUOUS_LARGE) if name in CONTINUOUS else (MEAN, LARGE)
     # Written so that a NaN fails.
     if not (measured.quantile <= large and measured.mean <= mean):
-        result.failures.append(f"frame {i}: {name} is off by {measured.quantile:.1e}, on average {measured.mean:.1e}")
-        return
+        spread = Doubt(i, name, np.zeros(0, np.int64), np.array([measured.quantile, measured.mean]))
+        if name in CONTINUOUS or fixture.starts[i] or not np.isfinite(measured.mean):
+            result.failures.append(spread.describe(np.ones(1, bool)))
+            return
+        yield spread
+    if name in SPREADING and not fixture.starts[i]:
+        large = max(large, ALONE * measured.quantile)
     outside = np.flatnonzero(~(error <= large))
-    if outside.size and name in CONTINUOUS:
-        result.failures.append(f"frame {i}: {name} is off by {measured.largest:.1e} in sample {outside[0]}")
-    elif outside.size:
-        yield Doubt(i, name, outside, np.abs(own - expected)[outside])
+    if outside.size:
+        alone = Doubt(i, name, outside, np.abs(own - expected)[outside])
+        if name in CONTINUOUS or name in SPREADING:
+            result.failures.append(alone.describe(np.ones(outside.size, bool)))
+        else:
+            yield alone
     for what, own_value, recorded, bound in (
         ("standard deviation", run.std[name], record.std[i], STD),
         ("largest value", run.absmax[name], record.absmax[i], ABSMAX),
@@ -289,8 +334,9 @@ def _compare_tensor(
 
 def _compare_labels(run: FrameRun, fixture: NetworkFixture, i: int) -> Iterator[Doubt]:
     """Voxels whose expected label, or whose being clear, our logits contradict by more than tensors may be off."""
-    record = next(fixture.tensors[name] for name in LOGITS if name in fixture.tensors)
-    slack = 2 * LARGE * record.absmax[i]
+    name = next(name for name in LOGITS if name in fixture.tensors)
+    off = np.abs(run.samples[name] - fixture.expected[f"{i}/{name}"]).max()
+    slack = 2 * max(LARGE * fixture.tensors[name].absmax[i], 2 * float(off))
     wrong = np.flatnonzero(run.deficit > slack)
     if wrong.size:
         yield Doubt(i, "labels", wrong, run.deficit.reshape(-1)[wrong])
@@ -308,28 +354,26 @@ def _clear(fixture: NetworkFixture, i: int) -> npt.NDArray[np.bool_]:
     return np.unpackbits(fixture.expected[f"{i}/clear"])[: np.prod(shape)].reshape(shape).astype(bool)
 
 
-def unexplained(
-    model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun], doubts: list[Doubt]
-) -> list[str]:
-    """One line for each doubt that remains when the network is run again from nudged inputs."""
-    moved = [np.zeros(doubt.where.size) for doubt in doubts]
+def resolve(
+    result: Agreement, model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun], doubts: list[Doubt]
+) -> None:
+    """Run the network again from nudged inputs until all doubts are excused; those that remain are failures."""
+    left = [np.ones(doubt.size.size, bool) for doubt in doubts]
+    last = max(doubt.frame for doubt in doubts)
     for seed in range(REPEATS):
         for i, again in enumerate(run_network(model, fixture, seed)):
             for n, doubt in enumerate(doubts):
                 if doubt.frame == i:
-                    before, after = _values(own[i], doubt.what), _values(again, doubt.what)
-                    change = np.abs(after - before).reshape(-1)[doubt.where]
-                    moved[n] = np.maximum(moved[n], change)
-    lines = []
-    for doubt, change in zip(doubts, moved):
-        left = np.flatnonzero(~(change >= ECHO * doubt.size))
-        if left.size:
-            first = int(left[0])
-            lines.append(
-                f"frame {doubt.frame}: {doubt.what}[{doubt.where[first]}] is off by {doubt.size[first]:.3g}, and "
-                f"nothing in the network explains it ({left.size} of {doubt.where.size} such places)"
-            )
-    return lines
+                    left[n] &= ~doubt.echo(_values(own[i], doubt.what), _values(again, doubt.what))
+            if i == last:
+                break
+        if not any(remaining.any() for remaining in left):
+            break
+    for doubt, remaining in zip(doubts, left):
+        if remaining.any():
+            result.failures.append(f"{doubt.describe(remaining)}, and nothing in the network explains it")
+        else:
+            result.excused.append(doubt.describe(~remaining))
 
 
 def _values(run: FrameRun, what: str) -> npt.NDArray[np.floating[Any]]:

@@ -70,6 +70,8 @@ def network_parity(folder: Path, images: Path | None) -> dict[str, Any]:
         print(f"{error.frame:>5} {error.name:<24} {error.quantile:9.1e} {error.mean:9.1e} {error.largest:9.1e}")
     for i, share in enumerate(result.label_agreement):
         print(f"{i:>5} labels equal on {share:.4%} of the clear voxels")
+    for line in result.excused:
+        print(f"excused: the network is that sensitive  {line}")
     worst = result.worst
     return {
         "fixture": folder.name,
@@ -79,6 +81,7 @@ def network_parity(folder: Path, images: Path | None) -> dict[str, Any]:
         "worst_error": worst.largest if worst else None,
         "label_agreement": result.label_agreement,
         "failures": result.failures,
+        "excused": result.excused,
     }
 
 

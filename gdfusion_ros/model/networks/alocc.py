@@ -172,7 +172,7 @@ class ALOcc(nn.Module):
             return None
         if frame.lidar_depth is None:
             raise ValueError("this network takes LiDAR depth, and the frame has no LiDAR points")
-        lower, step = self.depths[0], self.depths[1] - self.depths[0]
+        lower, step = float(self.depths[0]), float(self.depths[1] - self.depths[0])
         metres = frame.lidar_depth.flatten(0, 1)
         bins = ((metres - (lower - step)) / step).floor() - 1
         valid = (bins >= 0) & (bins < len(self.depths))
