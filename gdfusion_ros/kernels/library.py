@@ -65,6 +65,11 @@ def panel() -> int:
     return PANELS[instruction_set()]
 
 
+def allowed() -> bool:
+    """Whether nobody has switched kernels off, by ``GDFUSION_KERNELS=0`` or around this call."""
+    return _switched_on.get()
+
+
 @contextmanager
 def switched(on: bool) -> Iterator[None]:
     """Whether kernels are taken inside, in this thread. ``GDFUSION_KERNELS=0`` keeps them off all the same."""

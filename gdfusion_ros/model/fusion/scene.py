@@ -92,7 +92,7 @@ class SceneFusion(nn.Module):
             scale, shift = scale - self.rate * step.scale, shift - self.rate * step.shift
             weight, bias = self.weight[0] - weights[b], self.bias[0] - biases[b]
             outputs.append(kernel.output(u, self.query.weight, weight, bias, scale, shift))
-        fused = outputs[0][None] if batch == 1 else torch.stack(outputs)
+        fused = outputs[0] if len(outputs) == 1 else torch.stack(outputs)
         fused = history.volume(fused.view(cells.shape), voxels.dim() == 4)
         return fused, SceneState(torch.stack(weights), torch.stack(biases))
 

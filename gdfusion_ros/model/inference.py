@@ -1,0 +1,228 @@
+"""The inference form of a network: the same function with fewer passes over memory and cheaper convolutions.
+
+Batch norms are folded into the convolutions before them; residuals and ReLUs are part of the convolution; volumes stay
+channels last; the neck mixes channels before it resizes, which commute. The modules that this replaces are the twins
+that the result is checked against (test/model/test_inference.py). The result cannot be trained.
+
+``bf16`` rounds what goes into and comes out of every convolution to bfloat16, and sums in float32, as processors with
+bfloat16 arithmetic do. Those compute so; elsewhere the rounding is the same and the speed that of float32. What the
+network carries from frame to frame stays float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from gdfusion_ros.kernels import convolution as kernel
+from gdfusion_ros.kernels import library
+from gdfusion_ros.model.blocks.backbone import Bottleneck
+from gdfusion_ros.model.blocks.encoders import VoxelNeck
+from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual, VoxelResidual, folded, upsample
+from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
+from gdfusion_ros.model.fusion.stacked import StackedFusion
+from gdfusion_ros.model.fusion.temporal import RecurrentFusion
+
+Precision = Literal["fp32", "bf16"]
+
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_FEWEST_CHANNELS = 16
+"""Of a convolution that is worth a Winograd transform."""
+
+
+def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Module:
+    """The inference form of a network, which stays as it is; what needs no change is shared between both."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    with torch.no_grad():
+        return _Conversion(precision).convert(copy.deepcopy(network, shared).eval())
+
+
+class FusedConvolution(nn.Module):
+    """A convolution with the norm behind it, then a residual and a ReLU where wanted."""
+
+    def __init__(
+        self, convolution: nn.Conv2d | nn.Conv3d, norm: nn.Module | None, relu: bool, precision: Precision
+    ) -> None:
+        super().__init__()
+        weight, bias = folded(convolution, norm)
+        self.dims = weight.dim() - 2
+        self.precision, self.relu = precision, relu
+        if precision == "bf16":
+            weight = weight.bfloat16().float()
+        self.layout = torch.channels_last_3d if self.dims == 3 else torch.channels_last
+        self.register_buffer("weight", weight.detach().contiguous(memory_format=self.layout))
+        self.register_buffer("bias", bias.detach().clone())
+        self.stride, self.padding = convolution.stride, convolution.padding
+        self.dilation, self.groups = convolution.dilation, convolution.groups
+        small = min(weight.shape[:2]) < _FEWEST_CHANNELS
+        plain = convolution.padding_mode == "zeros" and convolution.groups == 1
+        each = (set(weight.shape[2:]), set(self.stride), set(self.padding), set(self.dilation))
+        self.winograd = not small and plain and each == ({3}, {1}, {1}, {1})
+        self._transformed: dict[str, kernel.WinogradWeights] = {}
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(B, inputs, ...) and a residual (B, outputs, ...) to (B, outputs, ...), channels last in memory."""
+        if self.precision == "bf16":
+            if has_bfloat16(x.device):
+                return self._in_bfloat16(x, residual)
+            x = x.bfloat16().float()
+        y = self._convolve(x, residual)
+        return y.bfloat16().float() if self.precision == "bf16" else y
+
+    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if self.winograd and library.usable(x):
+            name = library.instruction_set()
+            if name not in self._transformed:
+                # Not as inference tensors, which the module could not be saved or moved with.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._transformed[name] = kernel.transform(self.weight, self.bias)
+            return kernel.convolve(x, self._transformed[name], self.relu, residual)
+        return self._finish(self._plain(x, self.weight, self.bias), residual)
+
+    def _in_bfloat16(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        weight, bias = self.weight.bfloat16(), self.bias.bfloat16()
+        y = self._finish(self._plain(x.bfloat16(), weight, bias), residual)
+        return y.to(x.dtype)
+
+    def _plain(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        function = nn.functional.conv3d if self.dims == 3 else nn.functional.conv2d
+        x = x.contiguous(memory_format=self.layout)
+        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        if residual is not None:
+            y += residual
+        return y.relu_() if self.relu else y
+
+
+class FusedResidual(nn.Module):
+    """Convolutions one after the other around a shortcut, which the last one adds."""
+
+    def __init__(self, convolutions: Iterable[nn.Module], shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.convolutions, self.shortcut = nn.ModuleList(convolutions), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the block that it stands for."""
+        residual = x if self.shortcut is None else self.shortcut(x)
+        *first, last = self.convolutions
+        for convolution in first:
+            x = convolution(x)
+        return cast(Tensor, last(x, residual))
+
+
+class FusedNeck(nn.Module):
+    """``VoxelNeck`` with its 1x1x1 convolution before the resizing: both are linear and act on different axes."""
+
+    def __init__(self, neck: VoxelNeck, channels: Iterable[int], precision: Precision) -> None:
+        super().__init__()
+        weight, bias = folded(neck.conv.conv, neck.conv.bn)
+        self.parts = nn.ModuleList()
+        for i, part in enumerate(weight.split(list(channels), dim=1)):
+            outputs, inputs = part.shape[:2]
+            convolution = nn.Conv3d(inputs, outputs, 1)
+            convolution.weight.copy_(part)
+            # The bias once: resizing keeps a constant, and the parts are summed.
+            convolution.bias.copy_(bias if i == 0 else torch.zeros_like(bias))
+            self.parts.append(FusedConvolution(convolution, None, False, precision))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """As ``VoxelNeck``."""
+        total: Tensor = self.parts[0](maps[0])
+        for part, coarse in zip(list(self.parts)[1:], maps[1:]):
+            total += upsample(part(coarse), total.shape[2:], align_corners=True)
+        return total.relu_()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes convolutions in bfloat16 rather than imitating them slowly."""
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "meta" or torch.get_autocast_dtype(device.type) is not None
+
+
+class _Conversion:
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+        self.done: dict[int, nn.Module] = {}
+
+    def convert(self, module: nn.Module) -> nn.Module:
+        """The inference form of a module; what is shared stays shared."""
+        if id(module) not in self.done:
+            self.done[id(module)] = self._convert(module)
+        return self.done[id(module)]
+
+    def _convert(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, (RecurrentFusion, StackedFusion)):
+            return module  # the one folds for its kernels itself, the other takes its convolutions apart
+        if isinstance(module, ConvNorm):
+            return self._fuse(module.conv, module.bn, module.relu)
+        if isinstance(module, Bottleneck) and isinstance(module.conv2, nn.Conv2d):
+            three = [(module.conv1, module.bn1), (module.conv2, module.bn2), (module.conv3, module.bn3)]
+            return FusedResidual((self._fuse(*two, True) for two in three), self._shortcut(module.downsample))
+        if isinstance(module, (ImageResidual, BasicVoxelBlock)):
+            two = [(module.conv1, module.bn1), (module.conv2, module.bn2)]
+            return FusedResidual((self._fuse(*one, True) for one in two), self._shortcut(module.downsample))
+        if isinstance(module, VoxelResidual):
+            parts = (self._fuse(part.conv, part.bn, True) for part in (module.conv1, module.conv2))
+            return FusedResidual(parts, self._shortcut(module.downsample))
+        if isinstance(module, _CONVOLUTIONS) and type(module) in _CONVOLUTIONS:
+            return self._fuse(module, None, False)
+        self._convert_children(module)
+        return module
+
+    def _convert_children(self, module: nn.Module) -> None:
+        children = list(module.named_children())
+        for i, (name, child) in enumerate(children):
+            following = [part for _, part in children[i + 1 : i + 3]]
+            in_sequence = type(module) is nn.Sequential
+            if (in_sequence or _is_ours(module)) and _is_pair(child, following):
+                relu = in_sequence and len(following) > 1 and isinstance(following[1], nn.ReLU)
+                setattr(module, name, self._fuse(child, following[0], relu))
+                setattr(module, children[i + 1][0], nn.Identity())
+                if relu:
+                    setattr(module, children[i + 2][0], nn.Identity())
+            elif isinstance(child, VoxelNeck):
+                stages = next(part for _, part in children if hasattr(part, "layers"))
+                setattr(module, name, FusedNeck(child, _stage_channels(stages), self.precision))
+            else:
+                setattr(module, name, self.convert(getattr(module, name)))
+
+    def _shortcut(self, module: nn.Module | None) -> nn.Module | None:
+        return None if module is None else self.convert(module)
+
+    def _fuse(self, convolution: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Module:
+        if type(convolution) not in _CONVOLUTIONS:
+            return convolution if norm is None else nn.Sequential(convolution, norm)
+        return FusedConvolution(cast(nn.Conv2d, convolution), norm, relu, self.precision)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("gdfusion_ros.model.")
+
+
+def _is_pair(child: nn.Module, following: list[nn.Module]) -> bool:
+    """Whether a child is a convolution whose norm is registered right behind it: so it is called, in sequences and in our blocks."""
+    return (
+        type(child) in _CONVOLUTIONS
+        and bool(following)
+        and isinstance(following[0], _NORMS)
+        and following[0].num_features == child.out_channels
+    )
+
+
+def _stage_channels(stages: nn.Module) -> list[int]:
+    """Channels of each stage's map, from its last convolution, converted or not."""
+    channels = []
+    for stage in cast(nn.ModuleList, stages.layers):
+        *_, last = (part for part in stage.modules() if isinstance(part, (FusedConvolution, *_CONVOLUTIONS)))
+        channels.append(len(last.weight))
+    return channels
