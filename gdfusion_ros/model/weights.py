@@ -54,7 +54,7 @@ PUBLISHED = {
 """Our names -> those of the published checkpoints, by prefix; the longest that fits counts. Other names are equal.
 A family whose checkpoints name things differently adds to these with its own ``PUBLISHED``."""
 
-_CUES = ("temporal.", "geometry_fusion.", "depth_net.geometry_head.")
+_CUES = ("temporal.", "geometry_fusion.", "geometry_head.", "depth_net.geometry_head.")
 """Our names of what the temporal cues add to a network begin so."""
 _LISTED = 4
 """How many names an error message lists."""
