@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.cameras import depth_values, grid_points
@@ -20,6 +21,9 @@ from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks.carried import fuse_geometry, next_state
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
+
+
+_SPREAD = 50.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Small(nn.Module):
             points = grid_points(along, self.depths[:, None, None].expand(along.shape[:-1]), rig)
             context, weights = depth.context.unflatten(0, batch), geometry.unflatten(0, batch)
             voxels = splat(context, points, weights, self.grid, trilinear=False)
+            # A near voxel sums hundreds of pixels, a far one a share of one: the logarithm brings them together.
+            voxels = torch.log1p(_SPREAD * voxels)
         watch.show(voxel_before_fusion=voxels)
 
         fused, voxel_state = self.temporal(voxels, state, motion.previous_from_current, watch)
