@@ -80,7 +80,9 @@ class ReferenceModel(OccupancyModel):
         coordinates of a city that is 0.05 mm, which made-up weights make visible in the cost volume."""
         poses = super().ego_poses(frame)
         views = [frame.view(name) for name in self.cameras]
-        poses["world_from_camera"] = np.stack([_single(v.world_from_ego) @ _single(v.ego_from_camera) for v in views])
+        poses["world_from_camera"] = np.stack(
+            [_single(v.world_from_ego) @ _single(v.ego_from_camera) for v in views]
+        )
         return poses
 
     def network_input(self, frame: CameraFrame, poses: Any, previous: Any) -> NetworkInput:
@@ -88,11 +90,16 @@ class ReferenceModel(OccupancyModel):
         batch = super().network_input(frame, poses, previous)
         if self.nudge is None:
             return batch
-        moved = [self._nudged(batch.motion.previous_from_current), self._nudged(batch.motion.previous_camera_from_camera)]
+        moved = [
+            self._nudged(batch.motion.previous_from_current),
+            self._nudged(batch.motion.previous_camera_from_camera),
+        ]
         return replace(
             batch,
             images=batch.images + NUDGE * batch.images * self._noise(batch.images),
-            rig=replace(batch.rig, translation=batch.rig.translation + NUDGE * self._noise(batch.rig.translation)),
+            rig=replace(
+                batch.rig, translation=batch.rig.translation + NUDGE * self._noise(batch.rig.translation)
+            ),
             motion=type(batch.motion)(*moved) if previous is not None else batch.motion,
         )
 
@@ -127,7 +134,9 @@ class FrameRun:
     def take(self, name: str, tensor: Tensor, record: TensorRecord) -> None:
         """Keep the samples of a tensor that the fixture has."""
         if tensor.numel() != record.count:
-            raise ValueError(f"{name} has the shape {list(tensor.shape)}, the fixture's is {list(record.shape)}")
+            raise ValueError(
+                f"{name} has the shape {list(tensor.shape)}, the fixture's is {list(record.shape)}"
+            )
         self.samples[name] = tensor.reshape(-1)[:: record.stride].float().numpy().copy()
         self.std[name], self.absmax[name] = float(tensor.float().std()), float(tensor.abs().max())
 
@@ -140,7 +149,9 @@ def build_model(fixture: NetworkFixture, where: str) -> ReferenceModel:
     return ReferenceModel(fixture.config, network, "fixture", kernels=False)
 
 
-def run_network(model: ReferenceModel, fixture: NetworkFixture, seed: int | None = None) -> Iterator[FrameRun]:
+def run_network(
+    model: ReferenceModel, fixture: NetworkFixture, seed: int | None = None
+) -> Iterator[FrameRun]:
     """The network over the fixture's frames; with a seed, from nudged inputs."""
     model.nudge = None if seed is None else torch.Generator().manual_seed(seed)
     state = None
@@ -245,7 +256,9 @@ class Doubt:
         """Whether it is about a tensor's quantile and mean."""
         return not self.where.size
 
-    def echo(self, before: npt.NDArray[np.floating[Any]], after: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    def echo(
+        self, before: npt.NDArray[np.floating[Any]], after: npt.NDArray[np.floating[Any]]
+    ) -> npt.NDArray[np.bool_]:
         """Where a repetition moves what is in doubt by enough of its error."""
         change = np.abs(after - before).reshape(-1)
         if self.spread:
@@ -257,7 +270,9 @@ class Doubt:
     def describe(self, left: npt.NDArray[np.bool_]) -> str:
         """One line about those of its places where ``left`` is true."""
         if self.spread:
-            return f"frame {self.frame}: {self.what} is off by {self.size[0]:.1e}, on average {self.size[1]:.1e}"
+            return (
+                f"frame {self.frame}: {self.what} is off by {self.size[0]:.1e}, on average {self.size[1]:.1e}"
+            )
         first = int(np.flatnonzero(left)[0])
         return (
             f"frame {self.frame}: {self.what}[{self.where[first]}] is off by {self.size[first]:.3g}"
@@ -298,14 +313,20 @@ def _compare_tensor(
 ) -> Iterator[Doubt]:
     expected = fixture.expected.get(f"{i}/{name}")
     if expected is None or name not in run.samples:
-        result.failures.append(f"frame {i}: {name} is missing in {'the fixture' if expected is None else 'the network'}")
+        result.failures.append(
+            f"frame {i}: {name} is missing in {'the fixture' if expected is None else 'the network'}"
+        )
         return
     own = run.samples[name]
     if own.shape != expected.shape:
-        result.failures.append(f"frame {i}: {name} has {expected.size} samples in the fixture, {own.size} here")
+        result.failures.append(
+            f"frame {i}: {name} has {expected.size} samples in the fixture, {own.size} here"
+        )
         return
     error = np.abs(own.astype(np.float64) - expected) / max(record.absmax[i], 1e-12)
-    measured = TensorError(i, name, float(np.quantile(error, QUANTILE)), float(error.mean()), float(error.max()))
+    measured = TensorError(
+        i, name, float(np.quantile(error, QUANTILE)), float(error.mean()), float(error.max())
+    )
     result.errors.append(measured)
     mean, large = (CONTINUOUS_MEAN, CONTINUOUS_LARGE) if name in CONTINUOUS else (MEAN, LARGE)
     # Written so that a NaN fails.
@@ -329,7 +350,9 @@ def _compare_tensor(
         ("largest value", run.absmax[name], record.absmax[i], ABSMAX),
     ):
         if not abs(own_value - recorded) <= bound * max(abs(own_value), 1e-12):
-            result.failures.append(f"frame {i}: the {what} of {name} is {own_value:.6g}, recorded is {recorded:.6g}")
+            result.failures.append(
+                f"frame {i}: the {what} of {name} is {own_value:.6g}, recorded is {recorded:.6g}"
+            )
 
 
 def _compare_labels(run: FrameRun, fixture: NetworkFixture, i: int) -> Iterator[Doubt]:
@@ -355,7 +378,11 @@ def _clear(fixture: NetworkFixture, i: int) -> npt.NDArray[np.bool_]:
 
 
 def resolve(
-    result: Agreement, model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun], doubts: list[Doubt]
+    result: Agreement,
+    model: ReferenceModel,
+    fixture: NetworkFixture,
+    own: list[FrameRun],
+    doubts: list[Doubt],
 ) -> None:
     """Run the network again from nudged inputs until all doubts are excused; those that remain are failures."""
     left = [np.ones(doubt.size.size, bool) for doubt in doubts]

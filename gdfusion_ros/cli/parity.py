@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames",
         type=Path,
         metavar="FOLDER",
-        help="the real frames of fixtures without images of their own (default: ../../data/nuscenes_scene0103 beside DIR)",
+        help="the real frames of fixtures without images of their own (default: ../../data/nuscenes_scene0103 by DIR)",
     )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
 

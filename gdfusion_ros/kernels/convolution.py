@@ -40,8 +40,8 @@ def convolve(
 ) -> Tensor:
     """The convolution of (B, I, ...) with zero padding of one cell, plus bias and residual (B, O, ...), then ReLU.
 
-    ``relu``: True and False for all outputs and none, or the number of outputs, from the first, that have it. The result
-    is channels last in memory, and so should be what comes in, or it is copied.
+    ``relu``: True and False for all outputs and none, or the number of outputs, from the first, that have it. The
+    result is channels last in memory, and so should be what comes in, or it is copied.
     """
     cells = cells_first(x)
     added = None if residual is None else cells_first(residual)

@@ -42,8 +42,8 @@ def motion(
     """The updated offsets, where they point and whether that is inside.
 
     ``voxels`` (B, C, ...); ``weight`` (dims, C) and ``bias`` (dims) of the offsets' convolution; ``previous``
-    (B, dims, ...) of the last frame, None at a sequence's start; ``transforms`` (B, dims, 4): a cell (x, y, z, 1) to its
-    position by ego motion.
+    (B, dims, ...) of the last frame, None at a sequence's start; ``transforms`` (B, dims, 4): a cell (x, y, z, 1)
+    to its position by ego motion.
     """
     flat, dims = voxels.dim() == 4, len(bias)
     cells = rows(voxels)

@@ -66,7 +66,7 @@ def splat(
     ``context`` (N, C, h, w); ``coordinates`` (N, P, h, w, 3) of each pixel's P points in cells of a grid of shape
     (X, Y, Z); ``weights`` (N, P, h, w).
     """
-    cameras, channels, h, w = context.shape
+    _, channels, h, w = context.shape
     depths = coordinates.shape[1]
     table, flat, shares = cells_first(context), coordinates.reshape(-1, 3).contiguous(), weights.contiguous()
     ranks = _cache.ranks(flat, shape, trilinear)

@@ -36,7 +36,7 @@ def output(cells: Tensor, query: Tensor, weight: Tensor, bias: Tensor, scale: Te
 
 
 def _stack(normed: Tensor, bias: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """The packed product of both matrices at once, the first with its mean over the outputs taken out, and its start."""
+    """The packed product of both matrices at once, the first without its mean over the outputs, and its start."""
     centred, start = normed - normed.mean(dim=0, keepdim=True), bias[:, 0] - bias.mean()
     both = torch.cat([pack(centred.T), pack(other.T)])
     padded = pad(start)

@@ -201,7 +201,9 @@ class _Conversion:
 
     def _fuse(self, convolution: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Module:
         if type(convolution) not in _CONVOLUTIONS:
-            return convolution if norm is None else nn.Sequential(convolution, norm)
+            # A deformable convolution stays itself, and only the ones inside it change.
+            parts = [self.convert(convolution), norm, nn.ReLU() if relu else None]
+            return nn.Sequential(*(part for part in parts if part is not None))
         return FusedConvolution(cast(nn.Conv2d, convolution), norm, relu, self.precision)
 
 
@@ -210,7 +212,7 @@ def _is_ours(module: nn.Module) -> bool:
 
 
 def _is_pair(child: nn.Module, following: list[nn.Module]) -> bool:
-    """Whether a child is a convolution whose norm is registered right behind it: so it is called, in sequences and in our blocks."""
+    """Whether a child is a convolution with its norm registered right behind it, which is how it is called."""
     return (
         type(child) in _CONVOLUTIONS
         and bool(following)

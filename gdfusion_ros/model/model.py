@@ -23,8 +23,8 @@ from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.images import network_image, prepare_view
-from gdfusion_ros.model.lidar import lidar_depth
 from gdfusion_ros.model.inference import Precision, inference_form
+from gdfusion_ros.model.lidar import lidar_depth
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks import FAMILIES
 from gdfusion_ros.model.state import TemporalState
@@ -108,7 +108,9 @@ class OccupancyModel:
         try:
             return [frame.view(name) for name in self.cameras]
         except KeyError as error:
-            raise ValueError(f"{self.name} needs the cameras {', '.join(self.cameras)}: {error.args[0]}") from error
+            raise ValueError(
+                f"{self.name} needs the cameras {', '.join(self.cameras)}: {error.args[0]}"
+            ) from error
 
     def ego_poses(self, frame: CameraFrame) -> dict[str, Matrix]:
         """float64 poses of a frame that ego motion to the next one is made from: ``world_from_history`` (4, 4), the
@@ -128,7 +130,9 @@ class OccupancyModel:
         if self.grid.frame == "ego":
             return frame.world_from_ego
         if frame.ego_from_lidar is None:
-            raise ValueError(f"{self.name} has its grid in the LiDAR frame, and the frame has no ego_from_lidar")
+            raise ValueError(
+                f"{self.name} has its grid in the LiDAR frame, and the frame has no ego_from_lidar"
+            )
         at_lidar = frame.world_from_ego_at_lidar
         return (frame.world_from_ego if at_lidar is None else at_lidar) @ frame.ego_from_lidar
 
@@ -176,7 +180,9 @@ class OccupancyModel:
     def _labels(self, output: NetworkOutput) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Labels and confidence (X, Y, Z) from the logits (K, Y, X, Z), or the network's own labels."""
         if output.labels is None and library.usable(output.logits):
-            return kernel.classify(output.logits[0], int(self.config.labels.void_channel), self.config.labels.excluded)
+            return kernel.classify(
+                output.logits[0], int(self.config.labels.void_channel), self.config.labels.excluded
+            )
         logits = self.label_logits(output.logits[0])
         best, labels = logits.max(dim=0)
         if output.labels is not None:
@@ -232,7 +238,10 @@ def load_model(
     """
     config = model if isinstance(model, ModelConfig) else load_config(model)
     if weights is None:
-        log.warning("%s has random weights: what it predicts means nothing; give weights='default' or a file", config.name)
+        log.warning(
+            "%s has random weights: what it predicts means nothing; give weights='default' or a file",
+            config.name,
+        )
         weights = "random:0"
     try:
         where = torch.device(device)
@@ -244,7 +253,9 @@ def load_model(
     return OccupancyModel(config, network, description, device, kernels, precision)
 
 
-def load_for_rig(model: str | Path, weights: str | Path | None, device: str, cameras: Sequence[str]) -> OccupancyModel:
+def load_for_rig(
+    model: str | Path, weights: str | Path | None, device: str, cameras: Sequence[str]
+) -> OccupancyModel:
     """A model for a rig with these cameras. When they are not those of its file, the network is made for the rig's
     own, with a warning: its weights were trained on another rig. Raises UserError as `load_model` does."""
     config = load_config(model)

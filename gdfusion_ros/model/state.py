@@ -28,9 +28,10 @@ class TemporalState:
     frames: int
     """Frames of this sequence so far, the last one included."""
     tensors: Mapping[str, Tensor]
-    """What the network carries on, by name (``voxel``, ``motion``, ``scene_weight``, ``scene_bias``, ``geometry`` ...)."""
+    """What the network carries on, by name: ``voxel``, ``motion``, ``scene_weight``, ``geometry`` ..."""
     poses: Mapping[str, Matrix] = field(default_factory=dict)
-    """float64 poses of the last frame: ``world_from_history`` (4, 4), the frame that history moves with, and ``world_from_camera`` (N, 4, 4)."""
+    """float64 poses of the last frame: ``world_from_history`` (4, 4), the frame that history moves with, and
+    ``world_from_camera`` (N, 4, 4)."""
     model: str = ""
     """Name of the model that made it: another model's state does not fit."""
 

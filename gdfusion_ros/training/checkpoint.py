@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ class Checkpoint:
         """Write the checkpoint; an interruption leaves the old one as it was."""
         temporary = path.with_name(path.name + ".part")
         torch.save(vars(self), temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -44,4 +43,6 @@ class Checkpoint:
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot go on from {path}: {reason}; it is damaged or of another version") from error
+            raise UserError(
+                f"cannot go on from {path}: {reason}; it is damaged or of another version"
+            ) from error

@@ -69,7 +69,11 @@ class WorldSequences:
         self.first_seed = first_seed
 
     def __getitem__(self, number: int) -> Sequence:
-        path = None if self.cache is None else self.cache / f"{self.first_seed + number}_{self.frames}.safetensors"
+        path = (
+            None
+            if self.cache is None
+            else self.cache / f"{self.first_seed + number}_{self.frames}.safetensors"
+        )
         if path is not None and path.is_file():
             return _unpack(load_file(path))
         sequence = self._draw(self.first_seed + number)
@@ -77,7 +81,7 @@ class WorldSequences:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
             save_file(_pack(sequence), temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
         return sequence
 
     def _draw(self, seed: int) -> Sequence:
@@ -98,14 +102,17 @@ def _stack(pairs: list[tuple[CameraFrame, GroundTruth]]) -> Sequence:
         hidden=np.stack([truth.hidden_seen_before for _, truth in pairs]),
         velocity=np.stack([truth.velocity[..., :2] for _, truth in pairs]),
         intrinsics=np.stack([view.intrinsics for view in first]),
-        image_transform=np.array([
-            (view.image_transform.scale, view.image_transform.left, view.image_transform.top) for view in first
-        ]),
+        image_transform=np.array(
+            [
+                (view.image_transform.scale, view.image_transform.left, view.image_transform.top)
+                for view in first
+            ]
+        ),
         ego_from_camera=np.stack([view.ego_from_camera for view in first]),
         world_from_ego=np.stack([frame.world_from_ego for frame, _ in pairs]),
-        world_from_ego_at_exposure=np.stack([
-            np.stack([view.world_from_ego for view in frame.views]) for frame, _ in pairs
-        ]),
+        world_from_ego_at_exposure=np.stack(
+            [np.stack([view.world_from_ego for view in frame.views]) for frame, _ in pairs]
+        ),
     )
 
 

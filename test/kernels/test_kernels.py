@@ -53,14 +53,23 @@ def random_rig(cameras: int, seed: int) -> tuple[CameraRig, EgoMotion]:
     intrinsics = torch.tensor([[60.0, 0, 31], [0, 60, 15], [0, 0, 1]]).expand(1, cameras, 3, 3).clone()
     scale = torch.diag(torch.tensor([0.9, 0.9, 1.0])).expand(1, cameras, 3, 3).clone()
     shift = torch.tensor([-1.0, -3.0, 0.0]).expand(1, cameras, 3).clone()
-    rig = CameraRig(intrinsics, rotation, torch.randn(1, cameras, 3, generator=generator), scale, shift, torch.eye(3)[None])
+    rig = CameraRig(
+        intrinsics,
+        rotation,
+        torch.randn(1, cameras, 3, generator=generator),
+        scale,
+        shift,
+        torch.eye(3)[None],
+    )
     step = torch.eye(4).expand(1, cameras, 4, 4).clone()
     # Forwards and sideways, so that some points leave the image and some end up behind the camera.
     step[..., :3, 3] = torch.randn(1, cameras, 3, generator=generator) * torch.tensor([1.0, 0.2, 3.0])
     return rig, EgoMotion(torch.eye(4)[None], step)
 
 
-@pytest.mark.parametrize(("channels", "depths", "size"), [(32, 16, (8, 16)), (13, 5, (7, 9)), (4, 3, (2, 3)), (68, 33, (5, 6))])
+@pytest.mark.parametrize(
+    ("channels", "depths", "size"), [(32, 16, (8, 16)), (13, 5, (7, 9)), (4, 3, (2, 3)), (68, 33, (5, 6))]
+)
 def test_the_cost_volume_equals_its_twin(channels: int, depths: int, size: tuple[int, int]) -> None:
     torch.manual_seed(channels)
     rig, motion = random_rig(2, channels)
@@ -95,8 +104,12 @@ def test_ranks_are_computed_once_for_a_calibration_and_again_for_another() -> No
     assert cache.ranks(moved, (5, 5, 5), False) is not first
 
 
-@pytest.mark.parametrize(("channels", "shape"), [(32, (12, 10, 6)), (10, (7, 9, 3)), (16, (8, 5, 1)), (6, (4, 6, 1))])
-def test_the_temporal_cues_equal_their_twins_over_a_sequence(channels: int, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("channels", "shape"), [(32, (12, 10, 6)), (10, (7, 9, 3)), (16, (8, 5, 1)), (6, (4, 6, 1))]
+)
+def test_the_temporal_cues_equal_their_twins_over_a_sequence(
+    channels: int, shape: tuple[int, int, int]
+) -> None:
     torch.manual_seed(channels)
     grid = VoxelGrid((-4.0, -3.0, -1.0), (0.5, 0.5, 0.5), shape)
     fusion = RecurrentFusion(channels, grid, TemporalConfig()).eval()
@@ -145,10 +158,19 @@ def test_the_head_and_the_labels_equal_their_twins(channels: int, classes: int) 
 
 @pytest.mark.parametrize(
     ("dims", "inputs", "outputs", "size"),
-    [(3, 32, 32, (6, 8, 4)), (3, 5, 7, (5, 3, 1)), (3, 16, 50, (1, 2, 7)), (2, 64, 64, (9, 12)), (2, 3, 11, (1, 5)), (2, 130, 17, (8, 8))],
+    [
+        (3, 32, 32, (6, 8, 4)),
+        (3, 5, 7, (5, 3, 1)),
+        (3, 16, 50, (1, 2, 7)),
+        (2, 64, 64, (9, 12)),
+        (2, 3, 11, (1, 5)),
+        (2, 130, 17, (8, 8)),
+    ],
 )
 @pytest.mark.parametrize("relu", [True, False, 3])
-def test_the_convolution_equals_its_twin(dims: int, inputs: int, outputs: int, size: tuple[int, ...], relu: bool | int) -> None:
+def test_the_convolution_equals_its_twin(
+    dims: int, inputs: int, outputs: int, size: tuple[int, ...], relu: bool | int
+) -> None:
     torch.manual_seed(inputs)
     module = (nn.Conv3d if dims == 3 else nn.Conv2d)(inputs, outputs, 3, padding=1)
     x, residual = torch.randn(2, inputs, *size), torch.randn(2, outputs, *size)
@@ -170,7 +192,15 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             torch.set_num_threads(threads)
             fused, state = fusion(voxels, None, motion, Watch())
             again, state = fusion(fused.voxels, TemporalState(1, state), motion, Watch())
-            results.append([again.voxels, *state.values(), *head_kernel.classify(head.classifier(again.voxels.movedim(1, -1)).movedim(-1, 1)[0], 1, ())])
+            results.append(
+                [
+                    again.voxels,
+                    *state.values(),
+                    *head_kernel.classify(
+                        head.classifier(again.voxels.movedim(1, -1)).movedim(-1, 1)[0], 1, ()
+                    ),
+                ]
+            )
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

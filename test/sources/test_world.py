@@ -39,7 +39,7 @@ def test_another_seed_is_another_city(pairs):
 
 def test_where_a_ray_ends_the_grid_is_occupied(drive, pairs):
     hits = solid = 0
-    for index, (frame, truth) in enumerate(pairs):
+    for frame, truth in pairs:
         ego_from_world = inverse(frame.world_from_ego)
         for camera, view, depth in zip(NUSCENES.cameras, frame.views, truth.depth, strict=True):
             assert depth.shape == SIZE

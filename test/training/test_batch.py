@@ -60,7 +60,8 @@ def test_perfect_predictions_cost_nothing():
     logits = 100.0 * torch.nn.functional.one_hot(labels + 1, 19).movedim(-1, 1).float()
     weight = torch.ones(labels.shape)
     cross_entropy, jaccard = occupancy_loss(logits, labels, weight, torch.ones(18))
-    assert cross_entropy < 1e-6 and jaccard < 1e-5
+    assert cross_entropy < 1e-6
+    assert jaccard < 1e-5
     target = torch.zeros(1, 2, 2, 5)
     target[..., 3] = 1.0
     assert depth_loss(target.movedim(-1, 1), target) < 1e-5

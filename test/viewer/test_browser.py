@@ -19,10 +19,17 @@ from gdfusion_ros.viewer.page import Page
 from gdfusion_ros.viewer.player import LivePlayer, Player
 from gdfusion_ros.viewer.shot import Shot
 
-FLAGS = (
-    "--headless --no-sandbox --use-angle=swiftshader --enable-unsafe-swiftshader --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PATIENCE = 180.0
 """Seconds for anything to appear: WebGL in software on a busy machine draws a frame in seconds."""
 ROAD, TERRAIN, RED = (0, 207, 191), (112, 180, 60), (220, 50, 50)
@@ -33,7 +40,9 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless Chromium. Skipped where there is none, but not in continuous integration."""
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    executable = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if executable is None:
         message = "no Chromium: apt-get install chromium"
         if os.environ.get("CI") == "true":
@@ -71,7 +80,9 @@ def share(tab: Any, color: tuple[int, int, int]) -> float:
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).reshape(-1, 3).astype(float)
     direction = np.array(color, float) / np.linalg.norm(color)
     length = np.linalg.norm(pixels, axis=1)
-    return float(((pixels @ direction > 0.96 * length) & (length > 60) & (np.ptp(pixels, axis=1) > 40)).mean())
+    return float(
+        ((pixels @ direction > 0.96 * length) & (length > 60) & (np.ptp(pixels, axis=1) > 40)).mean()
+    )
 
 
 def opened(chromium: Any, url: str, allowed: str) -> tuple[Any, list[str]]:

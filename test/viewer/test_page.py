@@ -28,7 +28,7 @@ def page() -> Iterator[Page]:
 
 def test_it_listens_on_this_machine_only(page: Page) -> None:
     assert page.url.startswith("http://127.0.0.1:")
-    with pytest.raises(OSError, match="refused|unreachable"):
+    with pytest.raises(OSError, match=r"refused|unreachable"):
         socket.create_connection(("127.0.0.2", int(page.url.rsplit(":", 1)[1])), timeout=2)
 
 

@@ -37,16 +37,24 @@ def test_what_was_recorded_is_what_is_shown(recorded: tuple[Path, Path], moments
             expected = make_shot(occupancy, frame)
             for field in ("cells", "labels", "predicted", "confidence", "vectors_valid"):
                 np.testing.assert_array_equal(getattr(shot, field), getattr(expected, field))
-            np.testing.assert_array_equal(shot.vectors[shot.vectors_valid], expected.vectors[expected.vectors_valid])
+            np.testing.assert_array_equal(
+                shot.vectors[shot.vectors_valid], expected.vectors[expected.vectors_valid]
+            )
             np.testing.assert_allclose(shot.world_from_ego, occupancy.world_from_ego, atol=1e-12)
             assert shot.grid == occupancy.grid
-            assert (shot.stamp_ns, shot.sequence, shot.history_frames) == (occupancy.stamp_ns, 1, expected.history_frames)
+            assert (shot.stamp_ns, shot.sequence, shot.history_frames) == (
+                occupancy.stamp_ns,
+                1,
+                expected.history_frames,
+            )
             assert shot.flow_kind is expected.flow_kind
             assert set(shot.pictures) == {"CAM_FRONT", "CAM_BACK"}
             for name, picture in shot.pictures.items():
                 np.testing.assert_array_equal(picture.image, expected.pictures[name].image)
                 assert picture.field_of_view == pytest.approx(expected.pictures[name].field_of_view)
-                np.testing.assert_allclose(picture.ego_from_camera, expected.pictures[name].ego_from_camera, atol=1e-9)
+                np.testing.assert_allclose(
+                    picture.ego_from_camera, expected.pictures[name].ego_from_camera, atol=1e-9
+                )
 
 
 def test_an_output_alone_shows_grids_without_images(recorded: tuple[Path, Path]) -> None:
@@ -57,7 +65,9 @@ def test_an_output_alone_shows_grids_without_images(recorded: tuple[Path, Path])
         assert shots[3].world_from_ego[0, 3] == pytest.approx(6.0)
 
 
-def test_a_recording_without_grids_is_refused_in_one_line(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_recording_without_grids_is_refused_in_one_line(
+    recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="no gdfusion_ros/msg/SemanticOccupancy"):
         Recordings([recorded[1]])
     with pytest.raises(UserError, match="no recording"):
@@ -67,7 +77,16 @@ def test_a_recording_without_grids_is_refused_in_one_line(recorded: tuple[Path, 
 def test_pictures_are_written_from_a_recording_without_a_browser(
     recorded: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["view", *map(str, recorded), "--png", str(tmp_path / "png"), "--frames", "2", "--color-by", "flow"]
+    arguments = [
+        "view",
+        *map(str, recorded),
+        "--png",
+        str(tmp_path / "png"),
+        "--frames",
+        "2",
+        "--color-by",
+        "flow",
+    ]
     assert main.main(arguments) == 0
     assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["000000.png", "000001.png"]
     assert "2 pictures" in capsys.readouterr().out
@@ -89,7 +108,11 @@ def test_a_rerun_recording_holds_every_shot(shots: list[Shot], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "give a recorded output"), (["--live", "--png", "x"], "only shows"), (["--live", "out"], "give a recorded")],
+    [
+        ([], "give a recorded output"),
+        (["--live", "--png", "x"], "only shows"),
+        (["--live", "out"], "give a recorded"),
+    ],
 )
 def test_unclear_wishes_are_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str

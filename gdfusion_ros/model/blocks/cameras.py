@@ -71,7 +71,7 @@ def camera_rays(pixels: Tensor, rig: CameraRig) -> Tensor:
 
 
 def grid_points(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
-    """(B, N, ..., 3) metres in the grid frame of network pixels (B, N, ..., 2) at depths (B, N, ...) or broadcastable."""
+    """(B, N, ..., 3) metres in the grid frame: network pixels (B, N, ..., 2) at depths (B, N, ...) or broadcastable."""
     scaled = calibrated_pixels(pixels, rig) * depths[..., None]
     points = _rotate(rig.rotation @ torch.inverse(rig.intrinsics), scaled)
     points = points + _expand(rig.translation, points)

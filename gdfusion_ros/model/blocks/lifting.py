@@ -52,7 +52,7 @@ def lift(
 
     ``trilinear`` spreads each point over its eight neighbours; otherwise it goes whole into one voxel.
     """
-    batch, cameras, channels, h, w = context.shape
+    batch, cameras, _, h, w = context.shape
     pixels = pixel_grid((h, w), image_size, context.device).expand(batch, cameras, len(depths), h, w, 2)
     points = grid_points(pixels, depths[:, None, None].expand(pixels.shape[:-1]), rig)
     return splat(context, points, weights, grid, trilinear)

@@ -116,5 +116,5 @@ def layers_last(x: Tensor) -> Tensor:
 
 
 def _arranged(x: Tensor) -> Tensor:
-    """Rows of channels, which the CPU kernels work on, stay where they are in memory; other volumes are put in order."""
+    """Rows of channels, which the CPU kernels work on, stay as they are in memory; other volumes are put in order."""
     return x if x.stride(1) == 1 else x.contiguous()

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.cameras import depth_values, grid_points
 from gdfusion_ros.model.blocks.lifting import splat
-from gdfusion_ros.model.blocks.small import STRIDE, FlatEncoder, SmallDepthNet, SmallImageEncoder, cell_pixels, ray_values
+from gdfusion_ros.model.blocks.small import (
+    STRIDE,
+    FlatEncoder,
+    SmallDepthNet,
+    SmallImageEncoder,
+    cell_pixels,
+    ray_values,
+)
 from gdfusion_ros.model.config import ModelConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion
 from gdfusion_ros.model.fusion.temporal import temporal_fusion
@@ -21,7 +28,6 @@ from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks.carried import fuse_geometry, next_state
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
-
 
 _SPREAD = 50.0
 
@@ -58,7 +64,9 @@ class Small(nn.Module):
             a.feature_channels, config.depth.count, channels, config.temporal.uses_geometry
         )
         self.geometry_fusion = (
-            GeometryFusion(depth_values(config.depth), (config.image.height, config.image.width), config.temporal.gains)
+            GeometryFusion(
+                depth_values(config.depth), (config.image.height, config.image.width), config.temporal.gains
+            )
             if config.temporal.uses_geometry
             else None
         )
