@@ -26,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and curves")
     parser.add_argument("--minutes", type=float, help="train for this long instead of the recipe's steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the drawn sequences (default: OUT/sequences)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw sequences ahead (default 1)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps the drawn sequences (default: OUT/sequences)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that draw sequences ahead (default 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,8 +42,12 @@ def run(args: argparse.Namespace) -> int:
     if args.minutes is not None and args.minutes <= 0:
         raise UserError(f"--minutes must be positive, not {args.minutes}")
     if (args.out / CHECKPOINT).is_file() and not args.resume:
-        raise UserError(f"{args.out} holds a training already: add --resume to go on with it, or choose another --out")
-    trainer = Trainer(recipe, args.out, args.minutes, args.cache or args.out / "sequences", args.workers, args.resume)
+        raise UserError(
+            f"{args.out} holds a training already: add --resume to go on with it, or choose another --out"
+        )
+    trainer = Trainer(
+        recipe, args.out, args.minutes, args.cache or args.out / "sequences", args.workers, args.resume
+    )
 
     def stop(number: int, frame: FrameType | None) -> None:
         trainer.stop()

@@ -153,7 +153,10 @@ def _prefixes_of_absent_cues(temporal: TemporalConfig) -> tuple[str, ...]:
         "depth_net.geometry_head.": temporal.geometry,
     }
     absent = tuple(part for part, present in parts.items() if not present)
-    return tuple(published for own, published in PUBLISHED.items() if own.startswith(absent)) if absent else ()
+    if not absent:
+        return ()
+    # An entry of a cue has a published name, or its own where nothing was ever published.
+    return (*absent, *(published for own, published in PUBLISHED.items() if own.startswith(absent)))
 
 
 def _some(names: list[str]) -> str:

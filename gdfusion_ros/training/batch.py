@@ -53,11 +53,15 @@ def collate(
     motions = [_motion(sequence, i, first, moving) for sequence, i in samples]
     weights = [sequence.visible[i] + HIDDEN_WEIGHT * sequence.hidden[i] for sequence, i in samples]
     known, label_of = _label_table(config.labels.labels)
-    weights = [weight * known[sequence.labels[i]] for weight, (sequence, i) in zip(weights, samples, strict=True)]
+    weights = [
+        weight * known[sequence.labels[i]] for weight, (sequence, i) in zip(weights, samples, strict=True)
+    ]
     frame = NetworkInput(
         images=torch.from_numpy(_network_images(images, config.image)),
         rig=CameraRig(*(torch.from_numpy(np.stack(column)).float() for column in zip(*rigs, strict=True))),
-        motion=EgoMotion(*(torch.from_numpy(np.stack(column)).float() for column in zip(*motions, strict=True))),
+        motion=EgoMotion(
+            *(torch.from_numpy(np.stack(column)).float() for column in zip(*motions, strict=True))
+        ),
     )
     return frame, Targets(
         labels=_yxz([label_of[sequence.labels[i]] for sequence, i in samples], grid).long(),
@@ -87,7 +91,9 @@ def depth_target(depth: npt.NDArray[np.uint8], bins: DepthBins, stride: int) -> 
     m, height, width = depth.shape
     h, w = height // stride, width // stride
     # A bin stands for the depths around its value, to which lifting puts it.
-    bin_of = np.round((np.arange(256) * DEPTH_STEP + DEPTH_STEP / 2 - bins.lower) / bins.step).astype(np.int64)
+    bin_of = np.round((np.arange(256) * DEPTH_STEP + DEPTH_STEP / 2 - bins.lower) / bins.step).astype(
+        np.int64
+    )
     bin_of[(bin_of < 0) | (bin_of >= bins.count)] = bins.count
     bin_of[255] = bins.count
     cells = depth.reshape(m, h, stride, w, stride).transpose(0, 1, 3, 2, 4).reshape(m * h * w, -1)
@@ -103,7 +109,9 @@ def _network_images(images: npt.NDArray[np.uint8], config: ImageConfig) -> npt.N
 
 
 def _yxz(arrays: Iterable[npt.NDArray[Any]], grid: VoxelGrid) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack([in_grid_order(a, grid) for a in arrays]).swapaxes(1, 2)))
+    return torch.from_numpy(
+        np.ascontiguousarray(np.stack([in_grid_order(a, grid) for a in arrays]).swapaxes(1, 2))
+    )
 
 
 def _world_from_camera(sequence: Sequence, i: int) -> npt.NDArray[np.float64]:
@@ -132,6 +140,8 @@ def _motion(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     then = i if first else i - 1
     return (
-        np.linalg.inv(sequence.world_from_ego[then] @ ego_from_moving) @ sequence.world_from_ego[i] @ ego_from_moving,
+        np.linalg.inv(sequence.world_from_ego[then] @ ego_from_moving)
+        @ sequence.world_from_ego[i]
+        @ ego_from_moving,
         np.linalg.inv(_world_from_camera(sequence, then)) @ _world_from_camera(sequence, i),
     )

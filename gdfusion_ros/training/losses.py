@@ -69,4 +69,6 @@ def flow_loss(velocity: Tensor, target: Tensor, labels: Tensor, weight: Tensor, 
     counted = (weight > 0) & (labels != free)
     moving = counted & (target.abs().amax(dim=-1) > MOVING)
     still = counted & ~moving
-    return (error * moving).sum() / moving.sum().clamp_min(1) + 0.5 * (error * still).sum() / still.sum().clamp_min(1)
+    return (error * moving).sum() / moving.sum().clamp_min(1) + 0.5 * (
+        error * still
+    ).sum() / still.sum().clamp_min(1)

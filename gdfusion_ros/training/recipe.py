@@ -49,7 +49,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not 0 <= self.warmup < 1 or self.rate <= 0 or self.share <= 0:
-            raise ValueError(f"stage {self.name}: steps, batch, rate and share must be positive, warmup in 0..1")
+            raise ValueError(
+                f"stage {self.name}: steps, batch, rate and share must be positive, warmup in 0..1"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def load_recipe(recipe: str | Path) -> Recipe:
         path = folder / f"{recipe}.yaml"
         if not path.is_file():
             names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-            raise UserError(f"there is no training recipe {str(recipe)!r}; there are {names}, or give a .yaml")
+            raise UserError(
+                f"there is no training recipe {str(recipe)!r}; there are {names}, or give a .yaml"
+            )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -73,7 +73,9 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.class_weights = world_class_weights(self.config.labels.labels)
         size = (self.config.image.height, self.config.image.width)
-        self.loader = Loader(WorldSequences(recipe.frames, size, cache, ego_grid(self.config.grid.output)), workers)
+        self.loader = Loader(
+            WorldSequences(recipe.frames, size, cache, ego_grid(self.config.grid.output)), workers
+        )
         out.mkdir(parents=True, exist_ok=True)
         if resume and (out / CHECKPOINT).is_file():
             self._restore(Checkpoint.load(out / CHECKPOINT))
@@ -118,7 +120,9 @@ class Trainer:
             self._optimizer_entries = None
         sums, counted, done = dict.fromkeys(_LOSSES, 0.0), 0, 0
         last_save = last = time.monotonic()
-        bar = tqdm(total=stage.steps, initial=self.step, desc=stage.name, disable=self.rank > 0, mininterval=5)
+        bar = tqdm(
+            total=stage.steps, initial=self.step, desc=stage.name, disable=self.rank > 0, mininterval=5
+        )
         while self._progress(stage) < 1.0 and (budget is None or done < budget) and not self._stopping:
             rate = learning_rate(stage, self._progress(stage))
             for group in self.optimizer.param_groups:
@@ -213,7 +217,11 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         # A young average forgets faster, or the random beginning would stay in it for long.
-        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step)) if self.stage == 0 else self.recipe.average
+        decay = (
+            min(self.recipe.average, (1 + self.step) / (10 + self.step))
+            if self.stage == 0
+            else self.recipe.average
+        )
         for name, value in self.network.state_dict().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
@@ -230,7 +238,13 @@ class Trainer:
             if fresh:
                 writer.writerow(["stage", "step", "seconds", "rate", *_LOSSES])
             writer.writerow(
-                [stage.name, self.step, round(self.seconds, 1), f"{rate:.3g}", *(f"{losses[n]:.4f}" for n in _LOSSES)]
+                [
+                    stage.name,
+                    self.step,
+                    round(self.seconds, 1),
+                    f"{rate:.3g}",
+                    *(f"{losses[n]:.4f}" for n in _LOSSES),
+                ]
             )
 
     def save(self) -> None:
@@ -251,7 +265,9 @@ class Trainer:
         averaged = build_network(self.config)
         averaged.load_state_dict(self.average)
         name = self.recipe.stages[self.stage].name if self.stage < len(self.recipe.stages) else "finished"
-        write_weights(averaged, self.out / WEIGHTS, {"model": self.config.name, "stage": name, "step": str(self.step)})
+        write_weights(
+            averaged, self.out / WEIGHTS, {"model": self.config.name, "stage": name, "step": str(self.step)}
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.stage, self.step, self.seconds = checkpoint.stage, checkpoint.step, checkpoint.seconds

@@ -93,15 +93,42 @@ def test_two_processes_train_together(tmp_path, root):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(model))
     stages = [
         {"name": "frames", "history": False, "steps": 2, "share": 1.0, "batch": 1, "rate": 0.001},
-        {"name": "streams", "history": True, "steps": 2, "share": 1.0, "batch": 1, "rate": 0.001, "freeze_norm": True},
+        {
+            "name": "streams",
+            "history": True,
+            "steps": 2,
+            "share": 1.0,
+            "batch": 1,
+            "rate": 0.001,
+            "freeze_norm": True,
+        },
     ]
-    recipe = {"model": str(tmp_path / "tiny.yaml"), "data": "world", "sequences": 2, "frames": 2, "stages": stages}
+    recipe = {
+        "model": str(tmp_path / "tiny.yaml"),
+        "data": "world",
+        "sequences": 2,
+        "frames": 2,
+        "stages": stages,
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "gdfusion_ros.cli.main", "train"]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "gdfusion_ros.cli.main",
+        "train",
+    ]
     command += [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]
     done = subprocess.run(
-        command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+        command,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / WEIGHTS).is_file()

@@ -21,8 +21,12 @@ class SmallImageEncoder(nn.Module):
         super().__init__()
         half, quarter, eighth, sixteenth = channels
         self.stem = ConvNorm(3, half, 3, dims=2, stride=2)
-        self.quarter = nn.Sequential(ConvNorm(half, quarter, 3, dims=2, stride=2), ImageResidual(quarter, quarter))
-        self.eighth = nn.Sequential(ConvNorm(quarter, eighth, 3, dims=2, stride=2), ImageResidual(eighth, eighth))
+        self.quarter = nn.Sequential(
+            ConvNorm(half, quarter, 3, dims=2, stride=2), ImageResidual(quarter, quarter)
+        )
+        self.eighth = nn.Sequential(
+            ConvNorm(quarter, eighth, 3, dims=2, stride=2), ImageResidual(eighth, eighth)
+        )
         self.sixteenth = nn.Sequential(
             ConvNorm(eighth, sixteenth, 3, dims=2, stride=2),
             ImageResidual(sixteenth, sixteenth),
@@ -76,7 +80,9 @@ def ray_values(pixels: Tensor, rig: CameraRig) -> Tensor:
     rays = grid_points(pixels, pixels.new_ones(pixels.shape[:-1]), rig) - rig.translation[:, :, None, None]
     height = rig.translation[..., 2, None, None].clamp_min(0.3)
     inverse = (-rays[..., 2] / height).clamp(0.0, 1.0)
-    focal = (rig.intrinsics[..., 0, 0] * rig.image_rotation[..., 0, 0] / 256.0)[..., None, None].expand(inverse.shape)
+    focal = (rig.intrinsics[..., 0, 0] * rig.image_rotation[..., 0, 0] / 256.0)[..., None, None].expand(
+        inverse.shape
+    )
     depth = (1.0 / inverse.clamp_min(0.02)) / 50.0
     values = torch.stack([*rays.unbind(-1), inverse * 10.0, depth, focal], dim=2)
     return values.view(batch * cameras, _RAY_VALUES, h, w)
@@ -89,9 +95,13 @@ class FlatEncoder(nn.Module):
         super().__init__()
         fine, middle, coarse = channels
         self.flatten = ConvNorm(inputs, fine, 1, dims=2)
-        self.middle = nn.Sequential(ConvNorm(fine, middle, 3, dims=2, stride=2), ImageResidual(middle, middle))
+        self.middle = nn.Sequential(
+            ConvNorm(fine, middle, 3, dims=2, stride=2), ImageResidual(middle, middle)
+        )
         self.coarse = nn.Sequential(
-            ConvNorm(middle, coarse, 3, dims=2, stride=2), ImageResidual(coarse, coarse), ImageResidual(coarse, coarse)
+            ConvNorm(middle, coarse, 3, dims=2, stride=2),
+            ImageResidual(coarse, coarse),
+            ImageResidual(coarse, coarse),
         )
         self.from_coarse = ConvNorm(coarse, middle, 1, dims=2, relu=False)
         self.merge_middle = ConvNorm(middle, middle, 3, dims=2)

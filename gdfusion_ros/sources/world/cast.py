@@ -59,7 +59,12 @@ def cast_city(
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _walk(
-    columns: npt.NDArray[np.uint64], origin: npt.NDArray[np.float64], dx: float, dy: float, dz: float, limit: float
+    columns: npt.NDArray[np.uint64],
+    origin: npt.NDArray[np.float64],
+    dx: float,
+    dy: float,
+    dz: float,
+    limit: float,
 ) -> tuple[float, int]:
     """Depth and normal axis of the first solid cell before ``limit``, or (-1, 0)."""
     x, y = origin[0] / COLUMN_CELL, origin[1] / COLUMN_CELL
@@ -79,7 +84,9 @@ def _walk(
             last = int(np.floor(z_out))
             low, high = max(min(first, last), 0), min(max(first, last), LAYERS - 1)
             if low <= high:
-                span = (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(LAYERS - 1 - (high - low))) << np.uint64(low)
+                span = (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(LAYERS - 1 - (high - low))) << np.uint64(
+                    low
+                )
                 if bits & span:
                     if 0 <= first < LAYERS and (bits >> np.uint64(first)) & np.uint64(1):
                         return t, axis
@@ -120,7 +127,9 @@ def cast_parts(
     """Put every part in front of what the pixels show so far. ``focal`` is (fx, fy, cx, cy) of these pixels."""
     height, width = depth.shape
     for k in range(len(center)):
-        u0, u1, v0, v1 = _rectangle(center[k], cosine[k], sine[k], half[k], origin, camera_from_world, focal, width, height)
+        u0, u1, v0, v1 = _rectangle(
+            center[k], cosine[k], sine[k], half[k], origin, camera_from_world, focal, width, height
+        )
         if u0 > u1 or v0 > v1:
             continue
         ox, oy, oz = origin[0] - center[k, 0], origin[1] - center[k, 1], origin[2] - center[k, 2]
@@ -165,8 +174,16 @@ def _rectangle(center, cosine, sine, half, origin, camera_from_world, focal, wid
         if depth < 0.1:
             behind += 1
             continue
-        u = focal[0] * (camera_from_world[0, 0] * x + camera_from_world[0, 1] * y + camera_from_world[0, 2] * z) / depth
-        v = focal[1] * (camera_from_world[1, 0] * x + camera_from_world[1, 1] * y + camera_from_world[1, 2] * z) / depth
+        u = (
+            focal[0]
+            * (camera_from_world[0, 0] * x + camera_from_world[0, 1] * y + camera_from_world[0, 2] * z)
+            / depth
+        )
+        v = (
+            focal[1]
+            * (camera_from_world[1, 0] * x + camera_from_world[1, 1] * y + camera_from_world[1, 2] * z)
+            / depth
+        )
         u0, u1 = min(u0, u + focal[2]), max(u1, u + focal[2])
         v0, v1 = min(v0, v + focal[3]), max(v1, v + focal[3])
     if behind == 8:

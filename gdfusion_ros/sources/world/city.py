@@ -8,7 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gdfusion_ros.labels import OCC3D
-from gdfusion_ros.sources.world.layout import CROSSING_GAP, CROSSING_WIDTH, PARKING_WIDTH, PERIOD, Layout, Street
+from gdfusion_ros.sources.world.layout import (
+    CROSSING_GAP,
+    CROSSING_WIDTH,
+    PARKING_WIDTH,
+    PERIOD,
+    Layout,
+    Street,
+)
 
 GROUND_CELL = 0.2
 GROUND_CELLS = 1024
@@ -91,7 +98,9 @@ class _Builder:
         grey = rng.uniform(0.25, 0.5)
         self.pole = self.styles.add(manmade, PLAIN, (grey, grey, grey))
         self.fences = [self.styles.add(manmade, PLAIN, rng.uniform(0.15, 0.6, 3)) for _ in range(4)]
-        self.trees = [self.styles.add(vegetation, TREE, _green(rng), (rng.uniform(1.8, 2.6), 0, 0)) for _ in range(6)]
+        self.trees = [
+            self.styles.add(vegetation, TREE, _green(rng), (rng.uniform(1.8, 2.6), 0, 0)) for _ in range(6)
+        ]
         self.hedges = [self.styles.add(vegetation, HEDGE, _green(rng)) for _ in range(4)]
         self.facades = [
             self.styles.add(
@@ -108,7 +117,9 @@ class _Builder:
         along, across = _cells(a0, a1, GROUND_CELL, GROUND_CELLS), _cells(c0, c1, GROUND_CELL, GROUND_CELLS)
         self.ground[np.ix_(along, across) if axis == 0 else np.ix_(across, along)] = material
 
-    def fill(self, axis: int, a0: float, a1: float, c0: float, c1: float, z0: float, z1: float, style: int) -> None:
+    def fill(
+        self, axis: int, a0: float, a1: float, c0: float, c1: float, z0: float, z1: float, style: int
+    ) -> None:
         along, across = _cells(a0, a1, COLUMN_CELL, COLUMN_CELLS), _cells(c0, c1, COLUMN_CELL, COLUMN_CELLS)
         index = np.ix_(along, across) if axis == 0 else np.ix_(across, along)
         self.columns[index] |= _bits(z0, z1)
@@ -180,8 +191,12 @@ class _Builder:
             right = -direction if axis == 0 else direction
             half = street.road(1 if right > 0 else 0)
             c0, c1 = sorted((center, center + right * half))
-            self.paint(axis, min(stop, stop - direction * 0.4), max(stop, stop - direction * 0.4), c0, c1, WHITE)
-            first, last = sorted((a - direction * CROSSING_GAP, a - direction * (CROSSING_GAP + CROSSING_WIDTH)))
+            self.paint(
+                axis, min(stop, stop - direction * 0.4), max(stop, stop - direction * 0.4), c0, c1, WHITE
+            )
+            first, last = sorted(
+                (a - direction * CROSSING_GAP, a - direction * (CROSSING_GAP + CROSSING_WIDTH))
+            )
             for c in np.arange(center - street.road(0) + 0.3, center + street.road(1) - 0.5, 1.2):
                 self.paint(axis, first, last, c, c + 0.6, WHITE)
 
@@ -262,7 +277,9 @@ class _Builder:
                 self._tree(0, x, y)
             elif abs(y - middle) > 2.0:
                 size = rng.uniform(0.8, 2.4)
-                self.fill(0, x, x + size, y, y + size, 0.0, rng.uniform(0.6, 1.6), int(rng.choice(self.hedges)))
+                self.fill(
+                    0, x, x + size, y, y + size, 0.0, rng.uniform(0.6, 1.6), int(rng.choice(self.hedges))
+                )
 
     def _tree(self, axis: int, along: float, across: float) -> None:
         """A trunk under a crown with holes, where there is room for a trunk."""

@@ -12,7 +12,15 @@ from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import OCC3D
 from gdfusion_ros.sources.world.cast import FAR
-from gdfusion_ros.sources.world.city import COLUMN_CELL, COLUMN_CELLS, GROUND_CELL, GROUND_CELLS, GROUND_CLASS, LAYERS, City
+from gdfusion_ros.sources.world.city import (
+    COLUMN_CELL,
+    COLUMN_CELLS,
+    GROUND_CELL,
+    GROUND_CELLS,
+    GROUND_CLASS,
+    LAYERS,
+    City,
+)
 from gdfusion_ros.sources.world.layout import PERIOD
 from gdfusion_ros.sources.world.objects import KINDS, PartTable, Thing
 from gdfusion_ros.sources.world.traffic import Poses

@@ -69,7 +69,9 @@ class Path:
         """Metres from the first to the last point."""
         return (len(self.points) - 1) * _PATH_STEP
 
-    def at(self, s: float | npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def at(
+        self, s: float | npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Points (..., 2) and headings (...) at ``s`` metres along the path."""
         position = np.asarray(s, dtype=np.float64) / _PATH_STEP
         knots = np.arange(len(self.points))
@@ -113,7 +115,9 @@ class Layout:
 
     def along(self, axis: int) -> list[int]:
         """Indices of the streets that run along an axis, by coordinate."""
-        return sorted((i for i, s in enumerate(self.streets) if s.axis == axis), key=lambda i: self.streets[i].center)
+        return sorted(
+            (i for i, s in enumerate(self.streets) if s.axis == axis), key=lambda i: self.streets[i].center
+        )
 
     def drive(
         self,
@@ -167,7 +171,9 @@ class Layout:
             street, direction, lane = crossing, new_direction, new_lane
         return _assemble(pieces, gates)
 
-    def walk(self, rng: np.random.Generator, street: int, side: int, direction: int, start: float, length: float) -> Path:
+    def walk(
+        self, rng: np.random.Generator, street: int, side: int, direction: int, start: float, length: float
+    ) -> Path:
         """A path for a pedestrian along a sidewalk, waiting for green at every street that it crosses."""
         here = self.streets[street]
         sign = 1 if side else -1
@@ -181,7 +187,9 @@ class Layout:
             if (kerb - start) * direction > 0:
                 gates.append((abs(kerb - start), here.axis, float(self.phases[street, crossing])))
             position = center + direction * there.road(1 if direction > 0 else 0)
-        return _assemble([_line(here.axis, direction, start, start + direction * length, across, 14.0)], gates)
+        return _assemble(
+            [_line(here.axis, direction, start, start + direction * length, across, 14.0)], gates
+        )
 
     def cross(self, street: int, side: int, at: float) -> Path:
         """A path straight across a street from one sidewalk to the other, where there is no crossing."""
@@ -223,7 +231,9 @@ def _heading(axis: int, direction: int) -> float:
     return (0.0 if direction > 0 else np.pi) if axis == 0 else (np.pi / 2 if direction > 0 else -np.pi / 2)
 
 
-def _line(axis: int, direction: int, start: float, end: float, across: float, limit: float) -> npt.NDArray[np.float64]:
+def _line(
+    axis: int, direction: int, start: float, end: float, across: float, limit: float
+) -> npt.NDArray[np.float64]:
     count = max(int(np.ceil((end - start) * direction / _PATH_STEP)), 1) + 1
     rows = np.empty((count, 4))
     rows[:, axis] = np.linspace(start, end, count)
@@ -255,5 +265,7 @@ def _assemble(pieces: list[npt.NDArray[np.float64]], gates: list[tuple[float, in
     rows = rows[keep]
     s = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(rows[:, :2], axis=0).T))])
     even = np.arange(0.0, s[-1], _PATH_STEP)
-    columns = [np.interp(even, s, column) for column in (rows[:, 0], rows[:, 1], np.unwrap(rows[:, 2]), rows[:, 3])]
+    columns = [
+        np.interp(even, s, column) for column in (rows[:, 0], rows[:, 1], np.unwrap(rows[:, 2]), rows[:, 3])
+    ]
     return Path(np.stack(columns[:2], 1), columns[2], columns[3], tuple(gates))

@@ -109,7 +109,10 @@ def shadow_heights(tops: Floats, sun: Floats) -> Floats:
         for j in range(count):
             best = 0.0
             for k in range(1, reach):
-                top = tops[int(np.floor(i + 0.5 + k * dx)) & (count - 1), int(np.floor(j + 0.5 + k * dy)) & (count - 1)]
+                top = tops[
+                    int(np.floor(i + 0.5 + k * dx)) & (count - 1),
+                    int(np.floor(j + 0.5 + k * dy)) & (count - 1),
+                ]
                 best = max(best, top - k * drop)
             shadow[i, j] = best
     return shadow

@@ -172,7 +172,11 @@ class Placement:
 def make(kind: str, rng: np.random.Generator) -> Thing:
     """An object of a kind, of random size and colour."""
     shape = KINDS[kind]
-    size = (float(rng.uniform(*shape.length)), float(rng.uniform(*shape.width)), float(rng.uniform(*shape.height)))
+    size = (
+        float(rng.uniform(*shape.length)),
+        float(rng.uniform(*shape.width)),
+        float(rng.uniform(*shape.height)),
+    )
     return Thing(kind, size, _color(kind, rng))
 
 
@@ -182,9 +186,14 @@ def _color(kind: str, rng: np.random.Generator) -> tuple[float, float, float]:
     if kind == "cone":
         return (0.85, 0.28, 0.04)
     if kind == "bus":
-        return _pick(rng, [(0.7, 0.1, 0.08), (0.1, 0.25, 0.6), (0.75, 0.55, 0.08), (0.75, 0.75, 0.75), (0.1, 0.45, 0.2)])
+        return _pick(
+            rng,
+            [(0.7, 0.1, 0.08), (0.1, 0.25, 0.6), (0.75, 0.55, 0.08), (0.75, 0.75, 0.75), (0.1, 0.45, 0.2)],
+        )
     if kind == "truck":
-        return _pick(rng, [(0.75, 0.75, 0.75), (0.55, 0.55, 0.5), (0.1, 0.2, 0.5), (0.6, 0.35, 0.1), (0.3, 0.32, 0.3)])
+        return _pick(
+            rng, [(0.75, 0.75, 0.75), (0.55, 0.55, 0.5), (0.1, 0.2, 0.5), (0.6, 0.35, 0.1), (0.3, 0.32, 0.3)]
+        )
     if kind in ("pedestrian", "bicycle", "motorcycle"):
         return _pick(rng, [tuple(rng.uniform(0.05, 0.6, 3))])
     greys = [(g, g, g) for g in (0.03, 0.12, 0.3, 0.7)]
@@ -207,7 +216,11 @@ def furnish(layout: Layout, rng: np.random.Generator) -> list[Placement]:
             return any((a - low) % PERIOD < high - low for low, high in spans)
 
         for side, sign in ((0, -1), (1, 1)):
-            heading = (0.0 if side == 0 else np.pi) if street.axis == 0 else (np.pi / 2 if side == 1 else -np.pi / 2)
+            heading = (
+                (0.0 if side == 0 else np.pi)
+                if street.axis == 0
+                else (np.pi / 2 if side == 1 else -np.pi / 2)
+            )
             kerb = street.center + sign * street.road(side)
             works = [float(a) for a in rng.uniform(0, PERIOD, 2) if rng.random() < 0.85]
             length = float(rng.uniform(12.0, 24.0))
@@ -234,7 +247,9 @@ def _parked(axis: int, a: float, across: float, heading: float, rng: np.random.G
     kind = str(rng.choice(["car", "truck", "parked motorcycle"], p=[0.80, 0.08, 0.12]))
     if kind == "parked motorcycle":
         spots = np.arange(-2.0, 2.1, 1.3)[: int(rng.integers(2, 5))]
-        return [_put(axis, a + d, across, heading + np.pi / 2 + rng.normal(0, 0.15), kind, rng) for d in spots]
+        return [
+            _put(axis, a + d, across, heading + np.pi / 2 + rng.normal(0, 0.15), kind, rng) for d in spots
+        ]
     placement = _put(axis, a, across + rng.normal(0, 0.08), heading + rng.normal(0, 0.02), kind, rng)
     return [placement] if placement.thing.size[0] < 7.0 or rng.random() < 0.5 else []
 
@@ -246,7 +261,9 @@ def _road_works(axis, begin, length, inner, kerb, heading, blocked, rng) -> list
     for a in np.arange(begin, begin + length, 3.2 if barriers else 2.4):
         if not blocked(a):
             kind = "barrier" if barriers and rng.random() < 0.8 else "cone"
-            placed.append(_put(axis, a, inner + rng.normal(0, 0.05), heading + rng.normal(0, 0.03), kind, rng))
+            placed.append(
+                _put(axis, a, inner + rng.normal(0, 0.05), heading + rng.normal(0, 0.03), kind, rng)
+            )
     for a in (begin - 2.0, begin + length + 1.0):
         for c in np.linspace(inner, kerb, 3)[:-1]:
             if not blocked(a):
@@ -254,7 +271,9 @@ def _road_works(axis, begin, length, inner, kerb, heading, blocked, rng) -> list
     return placed
 
 
-def _put(axis: int, along: float, across: float, yaw: float, kind: str, rng: np.random.Generator) -> Placement:
+def _put(
+    axis: int, along: float, across: float, yaw: float, kind: str, rng: np.random.Generator
+) -> Placement:
     x, y = (along, across) if axis == 0 else (across, along)
     return Placement(make(kind, rng), float(x), float(y), float(yaw))
 

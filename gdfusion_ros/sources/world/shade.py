@@ -7,7 +7,15 @@ import numpy as np
 
 from gdfusion_ros.sources.world import objects
 from gdfusion_ros.sources.world.cast import COLUMN, GROUND, NOTHING
-from gdfusion_ros.sources.world.city import COLUMN_CELL, COLUMN_CELLS, FACADE, GROUND_CELL, GROUND_CELLS, HEDGE, TREE
+from gdfusion_ros.sources.world.city import (
+    COLUMN_CELL,
+    COLUMN_CELLS,
+    FACADE,
+    GROUND_CELL,
+    GROUND_CELLS,
+    HEDGE,
+    TREE,
+)
 
 _PAINT, _GLASS, _COACH, _RUBBER = objects.PAINT, objects.GLASS, objects.COACH, objects.RUBBER
 _STRIPES, _PERSON = objects.STRIPES, objects.PERSON
@@ -79,12 +87,27 @@ def shade(
                     for c in range(3):
                         rgb[c] = style_color[style, c]
                     glow = _column_texture(
-                        rgb, texture[style], style_detail[style], face[v, u], x, y, z, ix, iy, iz, blur, light.night
+                        rgb,
+                        texture[style],
+                        style_detail[style],
+                        face[v, u],
+                        x,
+                        y,
+                        z,
+                        ix,
+                        iy,
+                        iz,
+                        blur,
+                        light.night,
                     )
                 else:
                     k = part[v, u]
                     qx, qy = x - center[k, 0], y - center[k, 1]
-                    lx, ly, lz = cosine[k] * qx + sine[k] * qy, -sine[k] * qx + cosine[k] * qy, z - center[k, 2]
+                    lx, ly, lz = (
+                        cosine[k] * qx + sine[k] * qy,
+                        -sine[k] * qx + cosine[k] * qy,
+                        z - center[k, 2],
+                    )
                     if face[v, u] == 0:
                         sign = 1.0 if lx > 0 else -1.0
                         nx, ny = sign * cosine[k], sign * sine[k]
@@ -147,7 +170,7 @@ def _column_texture(rgb, texture, detail, face, x, y, z, ix, iy, iz, blur, night
                 rgb[c] *= grain
     elif texture == TREE and z < detail[0]:
         rgb[0], rgb[1], rgb[2] = 0.16, 0.11, 0.07
-    elif texture == TREE or texture == HEDGE:
+    elif texture in (TREE, HEDGE):
         leaf = 0.55 + 0.9 * _hash(ix, iy, iz)
         fine = 0.75 + 0.5 * _hash(int(np.floor(x * 8)), int(np.floor(y * 8)), int(np.floor(z * 8)))
         for c in range(3):

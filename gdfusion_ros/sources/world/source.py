@@ -15,7 +15,13 @@ from gdfusion_ros.sources.world import city as city_module
 from gdfusion_ros.sources.world.cast import cast_city, cast_parts
 from gdfusion_ros.sources.world.ground_truth import GroundTruth, label_grid, mark_rays, seen_in
 from gdfusion_ros.sources.world.layout import PERIOD, Layout
-from gdfusion_ros.sources.world.lighting import Weather, column_tops, lamp_light, random_weather, shadow_heights
+from gdfusion_ros.sources.world.lighting import (
+    Weather,
+    column_tops,
+    lamp_light,
+    random_weather,
+    shadow_heights,
+)
 from gdfusion_ros.sources.world.objects import PartTable
 from gdfusion_ros.sources.world.rig import NUSCENES, Rig, RigCamera
 from gdfusion_ros.sources.world.shade import shade
@@ -212,10 +218,22 @@ class WorldSource:
         k = camera.intrinsics
         focal = np.array([k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5]) * scale
         focal[2:] -= 0.5, 0.5 + self._top(camera)
-        cast_parts(*parts[:4], origin, inverse(world_from_camera)[:3, :3].copy(), focal, rays, depth, what, face, part)
+        cast_parts(
+            *parts[:4],
+            origin,
+            inverse(world_from_camera)[:3, :3].copy(),
+            focal,
+            rays,
+            depth,
+            what,
+            face,
+            part,
+        )
         image = np.empty((height, width, 3), dtype=np.uint8)
         rng = np.random.default_rng([self.seed, 6, index, number])
-        glare = np.array([rng.uniform(0, width), rng.uniform(0.1, 0.9) * height, rng.uniform(0.25, 0.8) * width, 0.0])
+        glare = np.array(
+            [rng.uniform(0, width), rng.uniform(0.1, 0.9) * height, rng.uniform(0.25, 0.8) * width, 0.0]
+        )
         glare[3] = rng.uniform(0.6, 1.0) if rng.random() < self.weather.dazzle else 0.0
         gain = float(np.exp(rng.normal(0.0, 0.08)))
         forward = world_from_ego[:2, 0]
@@ -247,7 +265,9 @@ class WorldSource:
         )  # fmt: skip
         close = np.flatnonzero(near)
         size = np.array([thing.size for thing in self._traffic.things])[close]
-        shadows = np.column_stack([position[close], cosine[close], sine[close], size[:, 0] / 2, size[:, 1] / 2])
+        shadows = np.column_stack(
+            [position[close], cosine[close], sine[close], size[:, 0] / 2, size[:, 1] / 2]
+        )
         return parts, shadows
 
     def _seen(
@@ -257,7 +277,9 @@ class WorldSource:
         cell, minimum = np.asarray(self.grid.cell_size), np.asarray(self.grid.minimum)
         ego_from_world = inverse(self.true_pose(self.time(index)))
         for camera, depth in zip(self.rig.cameras, depths, strict=True):
-            world_from_camera = self.true_pose(self.time(index) + camera.exposure_offset) @ camera.ego_from_camera
+            world_from_camera = (
+                self.true_pose(self.time(index) + camera.exposure_offset) @ camera.ego_from_camera
+            )
             ego_from_camera = ego_from_world @ world_from_camera
             rays = self._rays(camera, ego_from_camera) / cell
             # Two rays for every cell at the grid's far end are enough.
@@ -266,7 +288,9 @@ class WorldSource:
             mark_rays((ego_from_camera[:3, 3] - minimum) / cell, rays, depth, stride, visible)
         return visible
 
-    def _truth(self, index: int, frame: CameraFrame, depths: tuple[npt.NDArray[np.float32], ...]) -> GroundTruth:
+    def _truth(
+        self, index: int, frame: CameraFrame, depths: tuple[npt.NDArray[np.float32], ...]
+    ) -> GroundTruth:
         pose = self.true_pose(self.time(index))
         if index not in self._visible:
             self._visible[index] = self._seen(index, frame, depths)

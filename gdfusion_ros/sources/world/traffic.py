@@ -78,7 +78,11 @@ def simulate(layout: Layout, seconds: float, rng: np.random.Generator) -> Traffi
     """Traffic for ``seconds`` from the first frame on, all its choices drawn from ``rng``."""
     still = furnish(layout, rng)
     horizon = WARM_UP + seconds + 2.0
-    agents = [_ego(layout, horizon, rng), *_vehicles(layout, horizon, rng), *_pedestrians(layout, horizon, rng)]
+    agents = [
+        _ego(layout, horizon, rng),
+        *_vehicles(layout, horizon, rng),
+        *_pedestrians(layout, horizon, rng),
+    ]
     steps = int(np.ceil(horizon / STEP)) + 1
     s = np.empty((steps, len(agents)))
     size = np.array([agent.thing.size for agent in agents])
@@ -161,7 +165,9 @@ def _advance(
     time: float,
 ) -> None:
     """One step: everybody goes on along its path, keeps clear of whoever is in front, and stops at red."""
-    rows = np.array([table[min(int(agent.s * 4.0), len(table) - 1)] for agent, table in zip(agents, tables, strict=True)])
+    rows = np.array(
+        [table[min(int(agent.s * 4.0), len(table) - 1)] for agent, table in zip(agents, tables, strict=True)]
+    )
     speed = np.array([agent.speed for agent in agents])
     wish = np.minimum([agent.wish for agent in agents], rows[:, 3])
     drivers = np.array([agent.vehicle for agent in agents])
