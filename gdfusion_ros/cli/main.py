@@ -16,6 +16,8 @@ COMMANDS = {
     "replay": "publish a recording over DDS, as `ros2 bag play` would",
     "evaluate": "score a network against ground truth or LiDAR",
     "view": "look at grids: page in the browser, PNG, HTML, Rerun",
+    "nuscenes-to-bag": "write scenes of nuScenes as recordings",
+    "bench": "measure speed and memory",
     "parity": "compare a network with stored reference numbers",
     "train": "train a network by a recipe",
     "weights": "fetch, convert, check and describe weights",
