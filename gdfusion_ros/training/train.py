@@ -62,7 +62,7 @@ class Trainer:
             fill_weights(self.network, self.config, recipe.weights)
         for module in self.network.modules():
             if isinstance(module, nn.Conv2d):  # a third faster on a CPU
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.single = without_history(self.network, self.config)
         self.stage = self.step = 0
         self.seconds = 0.0
@@ -311,7 +311,9 @@ def begin_history(network: nn.Module) -> None:
 
 def _optimizer(network: nn.Module, stage: Stage, weight_decay: float) -> torch.optim.AdamW:
     """AdamW without decay of biases and norms, and with a rate of its own for the temporal gains."""
-    matrices, vectors, gains = [], [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    gains: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         group = gains if name.split(".")[-1] == "gain" else matrices if parameter.dim() > 1 else vectors
         group.append(parameter)

@@ -48,6 +48,7 @@ class SmallArchitecture:
 class Small(nn.Module):
     """Images to voxel logits and velocities, one frame after the other."""
 
+    depths: Tensor
     Architecture = SmallArchitecture
     depth_stride = STRIDE
 
@@ -55,17 +56,17 @@ class Small(nn.Module):
         super().__init__()
         a: SmallArchitecture = config.architecture
         self.grid = config.grid.features
-        self.register_buffer("depths", depth_values(config.depth), persistent=False)
+        self.register_buffer("depths", depth_values(config.depth_bins), persistent=False)
         channels, layers = a.voxel_channels, self.grid.shape[2]
         self.classes = len(config.labels.labels.labels) + 1
 
         self.image_encoder = SmallImageEncoder(a.image_channels, a.feature_channels)
         self.depth_net = SmallDepthNet(
-            a.feature_channels, config.depth.count, channels, config.temporal.uses_geometry
+            a.feature_channels, config.depth_bins.count, channels, config.temporal.uses_geometry
         )
         self.geometry_fusion = (
             GeometryFusion(
-                depth_values(config.depth), (config.image.height, config.image.width), config.temporal.gains
+                depth_values(config.depth_bins), (config.image.height, config.image.width), config.temporal.gains
             )
             if config.temporal.uses_geometry
             else None

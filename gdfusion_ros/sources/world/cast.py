@@ -139,7 +139,7 @@ def cast_parts(
             for u in range(u0, u1 + 1):
                 wx, wy, wz = directions[v, u]
                 dx, dy = c * wx + s * wy, -s * wx + c * wy
-                near, far, axis = 0.0, np.float64(depth[v, u]), 0
+                near, far, axis = 0.0, float(depth[v, u]), 0
                 for a in range(3):
                     o, d = (px, dx) if a == 0 else (py, dy) if a == 1 else (oz, wz)
                     if abs(d) < 1e-12:

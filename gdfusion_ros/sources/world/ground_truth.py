@@ -165,7 +165,7 @@ def mark_rays(
     for v in range(0, depth.shape[0], stride):
         for u in range(0, depth.shape[1], stride):
             # A touch beyond the surface, so that the cell behind it is the one the ray ends in.
-            limit = min(np.float64(depth[v, u]), FAR) + 0.02
+            limit = min(float(depth[v, u]), FAR) + 0.02
             for a in range(3):
                 d = directions[v, u, a]
                 index[a] = int(np.floor(origin[a]))

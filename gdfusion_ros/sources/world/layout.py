@@ -111,7 +111,8 @@ class Layout:
                     )
                 )
         phases = rng.uniform(0.0, SIGNAL_CYCLE, (len(streets), len(streets)))
-        return cls(tuple(streets), np.triu(phases) + np.triu(phases, 1).T)
+        both_ways: npt.NDArray[np.float64] = np.triu(phases) + np.triu(phases, 1).T
+        return cls(tuple(streets), both_ways)
 
     def along(self, axis: int) -> list[int]:
         """Indices of the streets that run along an axis, by coordinate."""

@@ -10,10 +10,14 @@ from gdfusion_ros.sources.world.cast import COLUMN, GROUND, NOTHING
 from gdfusion_ros.sources.world.city import (
     COLUMN_CELL,
     COLUMN_CELLS,
+    CONCRETE,
     FACADE,
+    GRASS,
     GROUND_CELL,
     GROUND_CELLS,
     HEDGE,
+    PAVING,
+    SOIL,
     TREE,
 )
 
@@ -27,14 +31,14 @@ def _hash(a: int, b: int, c: int) -> float:
     h = np.uint32((a * 374761393 + b * 668265263 + c * 2246822519) & 0xFFFFFFFF)
     h = np.uint32(((h ^ (h >> np.uint32(15))) * np.uint64(2246822507)) & np.uint64(0xFFFFFFFF))
     h = np.uint32(((h ^ (h >> np.uint32(13))) * np.uint64(3266489909)) & np.uint64(0xFFFFFFFF))
-    return (h ^ (h >> np.uint32(16))) / 4294967296.0
+    return float(h ^ (h >> np.uint32(16))) / 4294967296.0
 
 
 @numba.njit(cache=True, nogil=True)
-def shade(
+def shade(  # type: ignore[no-untyped-def]
     image, depth, what, face, part, origin, directions, ego, city_ground, ground_color, columns_style, texture,
     style_color, style_detail, shadow, lamps, light, parts, shadows, gain, glare, seed,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Write (H, W, 3) uint8 pixels.
 
     ``parts``: (center, cosine, sine, half, look, color, owner) arrays. ``shadows``: (N, 6) footprints on the
@@ -65,11 +69,11 @@ def shade(
                     nz = 1.0
                     gx, gy = int(np.floor(x / GROUND_CELL)), int(np.floor(y / GROUND_CELL))
                     material = city_ground[gx & (GROUND_CELLS - 1), gy & (GROUND_CELLS - 1)]
-                    rough = 0.35 if material == 6 or material == 7 else 0.16
+                    rough = 0.35 if material in (GRASS, SOIL) else 0.16
                     fade = 1.0 / (1.0 + (blur / 0.15) ** 2)
                     grain = 1.0 + rough * fade * (_hash(gx & 1023, gy & 1023, 1) - 0.5)
                     grain += 0.16 * (_hash((gx >> 3) & 127, (gy >> 3) & 127, 2) - 0.5)
-                    if material == 3 or material == 5:  # slabs have joints
+                    if material in (CONCRETE, PAVING):  # slabs have joints
                         joint = (gx % 8 == 0) or (gy % 8 == 0)
                         grain *= 1.0 - 0.25 * fade if joint else 1.0
                     for c in range(3):

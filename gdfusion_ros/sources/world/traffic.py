@@ -14,7 +14,8 @@ STEP = 0.1
 """Seconds of one step of the simulation."""
 WARM_UP = 6.0
 """Seconds that traffic runs before the first frame."""
-_MIX = (("car", 0.56), ("bus", 0.10), ("truck", 0.12), ("motorcycle", 0.11), ("bicycle", 0.11))
+_KINDS = ["car", "bus", "truck", "motorcycle", "bicycle"]
+_SHARES = [0.56, 0.10, 0.12, 0.11, 0.11]
 
 
 @dataclass
@@ -121,14 +122,13 @@ def _ego(layout: Layout, seconds: float, rng: np.random.Generator) -> _Agent:
 
 def _vehicles(layout: Layout, seconds: float, rng: np.random.Generator) -> list[_Agent]:
     agents = []
-    kinds, shares = zip(*_MIX, strict=True)
     density = rng.uniform(22.0, 42.0)
     for index, street in enumerate(layout.streets):
         for direction in (-1, 1):
             for lane in range(street.lanes):
                 a = rng.uniform(0, density)
                 while a < PERIOD - 12.0:
-                    thing = make(str(rng.choice(kinds, p=shares)), rng)
+                    thing = make(str(rng.choice(_KINDS, p=_SHARES)), rng)
                     outer = lane + 1 == street.lanes
                     slow = thing.kind == "bicycle"
                     shift = street.lane_width / 2 - 0.7 if slow and outer else 0.0
