@@ -14,6 +14,8 @@ from PIL import Image
 from gdfusion_ros.geometry import quaternion, transform
 
 VERSION = "v1.0-mini"
+TABLES = ("category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log")
+TABLES += ("scene", "sample", "sample_data", "sample_annotation", "map")
 SIZE = (90, 160)
 LIDAR_MS = 36
 """The sweep ends so long after CAM_FRONT's exposure."""
@@ -29,24 +31,7 @@ def write_nuscenes(
     root: Path, scenes: tuple[str, ...] = ("scene-0001",), key_frames: int = 4, rate: int = 12
 ) -> Path:
     """Scenes of key frames at 2 Hz with sweeps between them, six cameras and the LiDAR."""
-    tables: dict[str, list[dict[str, Any]]] = {
-        name: []
-        for name in [
-            "category",
-            "attribute",
-            "visibility",
-            "instance",
-            "sensor",
-            "calibrated_sensor",
-            "ego_pose",
-            "log",
-            "scene",
-            "sample",
-            "sample_data",
-            "sample_annotation",
-            "map",
-        ]
-    }
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     (root / "maps").mkdir(parents=True)
     Image.new("L", (2, 2)).save(root / "maps" / "map.png")
     channels = [*NUSCENES, "LIDAR_TOP"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gdfusion_ros.assembly.messages import Message
 from gdfusion_ros.geometry import Matrix
@@ -62,13 +63,10 @@ def read_camera_info(info: Message) -> Calibration:
     Raises CalibrationError when numbers are not finite, a focal length is not positive, the principal point
     lies outside the image, or the size is not one of an image.
     """
-    # rosbags and rclpy of newer distributions write the matrices in lower case too; both keep 9 and 12
-    # numbers.
-    k = np.asarray(info.k, dtype=np.float64).reshape(3, 3)
-    p = np.asarray(info.p, dtype=np.float64).reshape(3, 4)
+    k, p = _numbers(info, "k").reshape(3, 3), _numbers(info, "p").reshape(3, 4)
     if not (np.isfinite(k).all() and np.isfinite(p).all()):
         raise CalibrationError("CameraInfo holds numbers that are not finite")
-    distortion = np.asarray(info.d, dtype=np.float64)
+    distortion = _numbers(info, "d")
     rectified = bool(p[0, 0] != 0.0)
     matrix = p[:, :3] if rectified else k
     return checked(
@@ -78,6 +76,11 @@ def read_camera_info(info: Message) -> Calibration:
         frame=str(info.header.frame_id),
         distorted=bool(not rectified and np.any(distortion != 0.0)),
     )
+
+
+def _numbers(info: Message, name: str) -> npt.NDArray[np.float64]:
+    """A matrix of a CameraInfo. ROS 1, whose recordings can be read too, writes its name in upper case."""
+    return np.asarray(getattr(info, name if hasattr(info, name) else name.upper()), dtype=np.float64)
 
 
 def checked(

@@ -64,9 +64,9 @@ class BagSource:
         self.assembler = FrameAssembler(self.rig, self.settings)
         handlers = _handlers(self.rig, self.assembler)
         with open_bag(self.path) as reader:
-            wanted = [connection for connection in reader.connections if connection.topic in handlers]
+            wanted = [connection for connection in reader.connections if _absolute(connection.topic) in handlers]
             for connection, message in _messages(reader, wanted):
-                handlers[connection.topic](message)
+                handlers[_absolute(connection.topic)](message)
                 yield from self._resolved(self.assembler.poll())
             yield from self._resolved(self.assembler.flush())
 
@@ -77,7 +77,7 @@ class BagSource:
                 yield frame
 
     def _check_topics(self, reader: AnyReader) -> None:
-        types = {connection.topic: connection.msgtype for connection in reader.connections}
+        types = {_absolute(connection.topic): connection.msgtype for connection in reader.connections}
         expected = IMAGE_TYPES[self.rig.transport]
         for camera in self.rig.cameras:
             if camera.image not in types:
@@ -105,6 +105,11 @@ def _handlers(rig: Rig, assembler: FrameAssembler) -> dict[str, Handler]:
         if camera.info:
             handlers[camera.info] = _bind(assembler.handle_camera_info, camera.name)
     return handlers
+
+
+def _absolute(topic: str) -> str:
+    """With a slash in front, which ROS 1 tools leave out."""
+    return "/" + topic.lstrip("/")
 
 
 def _bind(handle: Callable[[str, Any], None], camera: str) -> Handler:

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from driving import TWO_CAMERAS, drive, rig, two_camera_files
+from driving import TWO_CAMERAS, drive, two_camera_files
 from nodes import NodeProcess, Peer, ros_environment, wait_for
 from safetensors.numpy import load_file, save_file
 
@@ -109,7 +109,3 @@ def test_broken_weights_keep_the_node_from_activating_and_the_key_is_named(tmp_p
         finally:
             peer.close()
             assert node.stop() == 0
-
-
-def test_the_rig_of_two_is_the_one_of_the_recordings():
-    assert rig(TWO_CAMERAS).names == TWO_CAMERAS
