@@ -66,9 +66,11 @@ class NuScenesSource:
         for _, frame in self.pairs():
             yield frame
 
-    def pairs(self) -> Iterator[tuple[KeyFrame, CameraFrame]]:
-        """Every key frame with its names, scene by scene in the order of time."""
+    def pairs(self, only: str | None = None) -> Iterator[tuple[KeyFrame, CameraFrame]]:
+        """Every key frame with its names, scene by scene in the order of time; with ``only``, those of one scene."""
         for scene in self._scenes:
+            if only not in (None, scene["name"]):
+                continue
             for sample in self._samples(scene):
                 yield self._names(scene, sample), self._frame(scene, sample)
 

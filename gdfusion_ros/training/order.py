@@ -10,6 +10,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from gdfusion_ros.training.data import Sequence, WorldSequences
+from gdfusion_ros.training.nuscenes import NuScenesSequences
 
 CHUNK = 32
 """Sequences whose frames are shuffled together: as many as may be held in memory at a time."""
@@ -32,7 +33,9 @@ def stream_frame(step: int, slot: int, slots: int, sequences: int, frames: int) 
 class Loader:
     """Sequences by number, the latest kept in memory and the coming ones drawn ahead by worker processes."""
 
-    def __init__(self, sequences: WorldSequences, workers: int, keep: int = CHUNK + 8) -> None:
+    def __init__(
+        self, sequences: WorldSequences | NuScenesSequences, workers: int, keep: int = CHUNK + 8
+    ) -> None:
         self._sequences = sequences
         self._keep = keep
         self._held: OrderedDict[int, Sequence] = OrderedDict()

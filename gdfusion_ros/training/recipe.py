@@ -61,9 +61,9 @@ class Recipe:
     model: str
     """Name or YAML of the model."""
     data: Literal["world", "folder"]
-    """``world``: sequences of the made-up world. ``folder``: key frames with annotations in nuScenes' form."""
+    """``world``: sequences of the made-up world. ``folder``: nuScenes with Occ3D's annotations."""
     sequences: int
-    """How many different sequences of the world there are; they begin anew after the last."""
+    """How many different sequences of the world there are; they begin anew after the last. Of a folder, all."""
     frames: int
     """Consecutive frames of a sequence."""
     stages: tuple[Stage, ...]

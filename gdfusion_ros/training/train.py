@@ -24,6 +24,7 @@ from gdfusion_ros.training.checkpoint import Checkpoint
 from gdfusion_ros.training.data import WorldSequences
 from gdfusion_ros.training.lidar import ego_grid
 from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, world_class_weights
+from gdfusion_ros.training.nuscenes import NuScenesSequences
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
 from gdfusion_ros.training.recipe import Recipe, Stage
 
@@ -47,9 +48,12 @@ class Trainer:
         workers: int = 0,
         resume: bool = False,
         config: ModelConfig | None = None,
+        nuscenes: NuScenesSequences | None = None,
     ) -> None:
-        """``minutes`` replaces the stages' steps by their share of a time. ``config`` replaces the recipe's model."""
-        self.recipe = recipe
+        """``minutes`` replaces the stages' steps by their share of a time. ``config`` replaces the recipe's model.
+        ``nuscenes`` are the sequences of a recipe whose data is ``folder``.
+        """
+        self.recipe = recipe if nuscenes is None else dataclasses.replace(recipe, sequences=len(nuscenes))
         self.out = out
         self.minutes = minutes
         self.config = config or load_config(recipe.model)
@@ -71,14 +75,25 @@ class Trainer:
         self.first_losses: dict[str, float] | None = None
         self._optimizer_entries: dict | None = None  # type: ignore[type-arg]
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.class_weights = world_class_weights(self.config.labels.labels)
-        size = (self.config.image.height, self.config.image.width)
-        self.loader = Loader(
-            WorldSequences(recipe.frames, size, cache, ego_grid(self.config.grid.output)), workers
+        self.loader = self._loader(nuscenes, cache, workers)
+        # The published networks' cross-entropy has no weights; the world's rare classes would be lost without.
+        labels = self.config.labels.labels
+        self.class_weights = (
+            world_class_weights(labels) if nuscenes is None else torch.ones(len(labels.labels))
         )
         out.mkdir(parents=True, exist_ok=True)
         if resume and (out / CHECKPOINT).is_file():
             self._restore(Checkpoint.load(out / CHECKPOINT))
+
+    def _loader(self, nuscenes: NuScenesSequences | None, cache: Path | None, workers: int) -> Loader:
+        if nuscenes is not None:
+            # A scene of the large networks' data is gigabytes: only those that are streamed just now are held.
+            shuffled = any(not stage.history for stage in self.recipe.stages)
+            streams = max(stage.batch for stage in self.recipe.stages)
+            return Loader(nuscenes, 0, CHUNK + 1 if shuffled else streams)
+        size = (self.config.image.height, self.config.image.width)
+        grid = ego_grid(self.config.grid.output)
+        return Loader(WorldSequences(self.recipe.frames, size, cache, grid), workers)
 
     def stop(self) -> None:
         """Let the training end after the step it is in. Signal handlers may call this."""
