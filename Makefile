@@ -20,7 +20,7 @@ demo: environment
 	$(VENV)/bin/gdfusion demo $(DEMO)
 
 test: check
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) -m "not real"
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) -m "not real and not slow_real"
 
 check: environment
 	$(RUN) ruff check .
