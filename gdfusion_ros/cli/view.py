@@ -130,9 +130,7 @@ def _write(args: argparse.Namespace, shots: Sequence[Shot]) -> None:
     if args.html is not None:
         from gdfusion_ros.viewer.export import write_html
 
-        page = _page(args)
-        write_html(_progress(shots, "html"), page, args.html)
-        page.server.stop()
+        write_html(_progress(shots, "html"), args.html, 1.0 / args.rate)
         print(f"{args.html}: {args.html.stat().st_size / 1e6:.1f} MB, opens in any browser")
     if args.rerun is not None:
         from gdfusion_ros.viewer.export import write_rerun

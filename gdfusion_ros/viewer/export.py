@@ -2,41 +2,99 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 
 from gdfusion_ros.errors import UserError
-from gdfusion_ros.viewer.colors import voxel_colors
-from gdfusion_ros.viewer.shot import Shot
-
-if TYPE_CHECKING:
-    from gdfusion_ros.viewer.page import Page
+from gdfusion_ros.frame import Image
+from gdfusion_ros.viewer.colors import FALSE_ALARM, GREY, MISSED, RIGHT, WRONG_CLASS, voxel_colors
+from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 
 Tell = Callable[[int], None]
 
 
-def write_html(
-    shots: Iterable[Shot], page: Page, path: Path, seconds: float = 0.5, tell: Tell = lambda _: None
-) -> int:
-    """Write one HTML file that plays the shots in any browser, without network or server; gives their number.
+def write_html(shots: Iterable[Shot], path: Path, seconds: float = 0.2, tell: Tell = lambda _: None) -> int:
+    """Write one HTML file with the shots and all that is needed to look at them: no network, no server.
 
-    ``page`` is what they are drawn on: classes that are off there, its height cut and its colours hold in the file.
-    Each shot stays for ``seconds``. ``tell`` is called with each shot's number.
+    It plays and steps, hides classes, cuts heights and colours as the page does. Each shot stays for ``seconds`` when
+    playing. ``tell`` is called with each shot's number. Gives the number of shots.
     """
-    recording = page.server.get_scene_serializer()
-    count = 0
-    for count, shot in enumerate(shots, 1):
-        page.show(shot, count - 1)
-        recording.insert_sleep(seconds)
-        tell(count - 1)
-    if not count:
+    packed: list[dict[str, Any]] = []
+    track: list[npt.NDArray[np.float64]] = []
+    first: Shot | None = None
+    for shot in shots:
+        first = first or shot
+        track.append(shot.world_from_ego[:3, 3])
+        packed.append(_packed(shot, np.array(track)))
+        tell(len(packed) - 1)
+    if first is None:
         raise UserError(f"nothing to write into {path}: there are no grids")
+    errors = [GREY, RIGHT, WRONG_CLASS, FALSE_ALARM, MISSED]
+    content = {
+        "grid": {
+            "shape": first.grid.shape,
+            "low": first.grid.minimum,
+            "cell": first.grid.cell_size,
+            "frame": first.grid.frame,
+        },
+        "classes": [
+            {"id": label.id, "name": label.name, "color": list(label.color)}
+            for label in first.label_set.labels
+            if label.id != first.label_set.free
+        ],
+        "colors": {"labels": first.label_set.palette().tolist(), "errors": errors, "unknown": GREY},
+        "seconds": seconds,
+        "shots": packed,
+    }
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    # "</" would end the script element that the data stands in.
+    data = json.dumps(content, allow_nan=False).replace("</", "<\\/")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(recording.as_html(dark_mode=True), encoding="utf-8")
-    return count
+    path.write_text(template.replace(">DATA<", f">{data}<", 1), encoding="utf-8")
+    return len(packed)
+
+
+def _packed(shot: Shot, track: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """One shot for the HTML file; the arrays as page.html unpacks them."""
+    count = len(shot.cells)
+    nothing = np.zeros(count, dtype=np.uint8)
+    errors = voxel_colors(shot, "error")
+    codes = nothing.copy()
+    for code, color in enumerate((RIGHT, WRONG_CLASS, FALSE_ALARM, MISSED), 1):
+        codes[(errors == color).all(axis=1)] = code
+    arrows = flow_arrows(shot)
+    arrays = (
+        shot.cells.astype("<u2"),
+        shot.labels,
+        shot.predicted.astype(np.uint8),
+        nothing if shot.confidence is None else shot.confidence,
+        codes,
+        voxel_colors(shot, "flow"),
+        arrows.astype("<f4"),
+    )
+    data = zlib.compress(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays), 6)
+    return {
+        "voxels": count,
+        "arrows": len(arrows),
+        "hasConfidence": shot.confidence is not None,
+        "data": base64.b64encode(data).decode("ascii"),
+        "track": path_in_ego(track, shot.world_from_ego).astype(np.float32).ravel().round(2).tolist(),
+        "status": "\n".join(status_lines(shot)),
+        "pictures": {name: _jpeg(picture.image) for name, picture in shot.pictures.items()},
+    }
+
+
+def _jpeg(image: Image) -> str:
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 
 
 def write_rerun(shots: Iterable[Shot], path: Path, tell: Tell = lambda _: None) -> int:

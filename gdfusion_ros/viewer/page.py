@@ -12,18 +12,13 @@ import numpy as np
 import viser
 
 from gdfusion_ros.errors import UserError
-from gdfusion_ros.frame import FlowKind
-from gdfusion_ros.geometry import inverse, quaternion
+from gdfusion_ros.geometry import quaternion
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.viewer.colors import COLOR_BY, voxel_colors
 from gdfusion_ros.viewer.picture import EGO, EGO_COLOR
-from gdfusion_ros.viewer.shot import Shot
+from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 from gdfusion_ros.viewer.voxels import Choice, box, chosen, split_by_shape, square
 
-SHOWN_ARROWS = 400
-"""More flow arrows than this hide what they stand on; they are thinned evenly."""
-SLOW = 0.5
-"""Vectors shorter than this (metres, or metres per second) get no arrow."""
 NAMES = {"label": "label", "confidence": "confidence", "flow": "flow", "error": "error against ground truth"}
 
 
@@ -37,8 +32,7 @@ class Track:
         """(N, 3) positions up to a shot, in its ego frame, a little above the ground."""
         self.positions[number] = shot.world_from_ego[:3, 3]
         path = np.array([self.positions[k] for k in sorted(self.positions) if k <= number])
-        ego_from_world = inverse(shot.world_from_ego)
-        return path @ ego_from_world[:3, :3].T + ego_from_world[:3, 3] + (0.0, 0.0, 0.3)
+        return path_in_ego(path, shot.world_from_ego)
 
 
 class Page:
@@ -112,7 +106,7 @@ class Page:
             with self.server.atomic():
                 self._draw(shot)
                 self._show_pictures(shot)
-                self.status.content = status(shot, words)
+                self.status.content = "  \n".join([*status_lines(shot), words])
             self.updates += 1
 
     def choice(self) -> Choice:
@@ -152,7 +146,7 @@ class Page:
             self._replace(
                 name, self._voxels(name, mesh, centers[index], colors[index], shot) if len(index) else None
             )
-        self._replace("flow", self._flow(shot, centers, boxes) if self.arrows.value else None)
+        self._replace("flow", self._flow(shot, boxes) if self.arrows.value else None)
         path = self._track.before(shot, self._number)
         self._replace("track", self._line(path) if self.track.value and len(path) > 1 else None)
         self._draw_cameras(shot)
@@ -176,25 +170,12 @@ class Page:
             receive_shadow=False,
         )
 
-    def _flow(self, shot: Shot, centers: np.ndarray, boxes: np.ndarray) -> Any:
-        if shot.vectors is None or shot.vectors_valid is None:
+    def _flow(self, shot: Shot, boxes: np.ndarray) -> Any:
+        arrows = flow_arrows(shot, boxes)
+        if not len(arrows):
             return None
-        length = np.linalg.norm(shot.vectors[boxes].astype(np.float32), axis=1)
-        index = boxes[shot.vectors_valid[boxes] & (length > SLOW)]
-        if not len(index):
-            return None
-        index = index[:: -(-len(index) // SHOWN_ARROWS)]
-        vectors = shot.vectors[index].astype(np.float32)
-        # A displacement points to where a voxel was, a velocity to where it goes: both arrows show the way it goes.
-        ahead = vectors * (-1.0 if shot.flow_kind is FlowKind.HISTORY_DISPLACEMENT else 0.5)
-        start = centers[index] + (0.0, 0.0, shot.grid.cell_size[2])
         return self.server.scene.add_arrows(
-            "/flow",
-            np.stack([start, start + ahead], axis=1).astype(np.float32),
-            colors=(255, 255, 255),
-            shaft_radius=0.05,
-            head_radius=0.16,
-            head_length=0.3,
+            "/flow", arrows, colors=(255, 255, 255), shaft_radius=0.05, head_radius=0.16, head_length=0.3
         )
 
     def _line(self, path: np.ndarray) -> Any:
@@ -254,15 +235,3 @@ def _free_port(host: str, port: int) -> int:
         raise UserError(
             f"cannot serve on {host}:{port}: {error.strerror}; choose another --port or --host"
         ) from error
-
-
-def status(shot: Shot, words: str) -> str:
-    """What is known of a shot, as Markdown."""
-    lines = [
-        f"**{shot.model}** {shot.weights}",
-        f"{shot.stamp_ns * 1e-9:.3f} s, {int(shot.predicted.sum()):,} voxels",
-        f"sequence {shot.sequence}, {shot.history_frames} frames of history, {shot.sequence - 1} restarts",
-    ]
-    if "inference" in shot.timings_ms:
-        lines.append(f"inference {shot.timings_ms['inference']:.0f} ms")
-    return "  \n".join([*lines, words] if words else lines)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdfusion_ros.frame import CameraFrame, CameraView, FlowKind, Image, Occupancy
-from gdfusion_ros.geometry import Matrix
+from gdfusion_ros.geometry import Matrix, inverse
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import UNKNOWN, LabelSet
 
@@ -115,6 +115,47 @@ def true_shot(shot: Shot) -> Shot:
         vectors=None,
         vectors_valid=None,
         truth=None,
+    )
+
+
+SHOWN_ARROWS = 400
+"""More flow arrows than this hide what they stand on; they are thinned evenly."""
+SLOW = 0.5
+"""Vectors shorter than this (metres, or metres per second) get no arrow."""
+
+
+def flow_arrows(shot: Shot, index: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
+    """(A, 2, 3) arrows from above a voxel to where it goes, of the voxels ``index`` (default: all)."""
+    if shot.vectors is None or shot.vectors_valid is None:
+        return np.zeros((0, 2, 3), dtype=np.float32)
+    index = np.arange(len(shot.cells)) if index is None else index
+    length = np.linalg.norm(shot.vectors[index].astype(np.float32), axis=1)
+    index = index[shot.vectors_valid[index] & (length > SLOW)]
+    index = index[:: max(1, -(-len(index) // SHOWN_ARROWS))]
+    vectors = shot.vectors[index].astype(np.float32)
+    # A displacement points to where a voxel was, a velocity to where it goes: both arrows show the way it goes.
+    ahead = vectors * (-1.0 if shot.flow_kind is FlowKind.HISTORY_DISPLACEMENT else 0.5)
+    start = shot.grid.centers(shot.cells[index]) + np.array([0.0, 0.0, shot.grid.cell_size[2]])
+    return np.stack([start, start + ahead], axis=1).astype(np.float32)
+
+
+def path_in_ego(positions: npt.NDArray[np.float64], world_from_ego: Matrix) -> npt.NDArray[np.float64]:
+    """(N, 3) positions in the world as a path in an ego frame, a little above the ground."""
+    ego_from_world = inverse(world_from_ego)
+    return positions @ ego_from_world[:3, :3].T + ego_from_world[:3, 3] + (0.0, 0.0, 0.3)
+
+
+def status_lines(shot: Shot) -> list[str]:
+    """What is known of a shot, in words."""
+    lines = [
+        f"{shot.model} {shot.weights}",
+        f"{shot.stamp_ns * 1e-9:.3f} s, {int(shot.predicted.sum()):,} voxels",
+        f"sequence {shot.sequence}, {shot.history_frames} frames of history, {shot.sequence - 1} restarts",
+    ]
+    return (
+        [*lines, f"inference {shot.timings_ms['inference']:.0f} ms"]
+        if "inference" in shot.timings_ms
+        else lines
     )
 
 

@@ -135,15 +135,29 @@ def test_the_page_draws_steps_plays_and_hides_classes(chromium: Any, page: Page,
     player.close()
 
 
-def test_the_html_file_draws_without_any_network(
-    chromium: Any, page: Page, shots: list[Shot], tmp_path: Path
+def test_the_html_file_draws_steps_plays_and_hides_classes_without_any_network(
+    chromium: Any, shots: list[Shot], tmp_path: Path
 ) -> None:
     path = tmp_path / "street.html"
-    assert write_html(shots, page, path) == 5
-    page.server.stop()
+    assert write_html(shots, path) == 5
     tab, foreign = opened(chromium, path.as_uri(), "file:")
+    tab.get_by_text("frame 1 of 5").wait_for(timeout=PATIENCE * 1000)
     until(lambda: share(tab, ROAD) > 0.02 and share(tab, TERRAIN) > 0.05, "a drawing of road and grass")
     keep(tab, "file.png")
+    assert tab.locator("#images img").count() == 2
+
+    tab.get_by_role("button", name="Next").click(timeout=PATIENCE * 1000)
+    tab.get_by_text("frame 2 of 5").wait_for(timeout=PATIENCE * 1000)
+    tab.get_by_role("button", name="Play").click(timeout=PATIENCE * 1000)
+    tab.get_by_text("frame 5 of 5").wait_for(timeout=PATIENCE * 1000)
+
+    tab.get_by_label("Colour by").select_option("error")
+    until(lambda: share(tab, RED) > 0, "the car in the colour of a false alarm")
+    until(lambda: share(tab, ROAD) < 0.002, "the road in the colour of what is right")
+    tab.get_by_label("Colour by").select_option("label")
+    tab.get_by_label("driveable_surface").uncheck(timeout=PATIENCE * 1000)
+    until(lambda: share(tab, ROAD) < 0.002 and share(tab, TERRAIN) > 0.05, "hiding the road")
+    keep(tab, "file_without_road.png")
     assert foreign == []
     tab.close()
 

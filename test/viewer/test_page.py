@@ -37,7 +37,10 @@ def test_a_street_becomes_boxes_squares_arrows_and_a_track(page: Page, shots: li
         page.show(shot, number)
     drawn = page._drawn
     assert set(drawn) == {"boxes", "ground", "flow", "track", "cameras/CAM_FRONT", "cameras/CAM_BACK"}
-    assert len(drawn["boxes"].batched_positions) + len(drawn["ground"].batched_positions) < shots[4].predicted.sum()
+    assert (
+        len(drawn["boxes"].batched_positions) + len(drawn["ground"].batched_positions)
+        < shots[4].predicted.sum()
+    )
     # The vehicle moved two metres a frame: the path lies behind it.
     np.testing.assert_allclose(drawn["track"].points[0, 0], (-8.0, 0.0, 0.3), atol=1e-6)
     assert len(page._pictures) == 2

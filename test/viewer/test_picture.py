@@ -29,7 +29,9 @@ def occupancy_of(labels: np.ndarray, grid: grids.VoxelGrid, label_set: object = 
 
 def test_a_street_shows_its_colours_from_behind_and_from_above(shots: list[Shot]) -> None:
     for viewpoint in (None, ABOVE):
-        picture = render(shots[0], (320, 180)) if viewpoint is None else render(shots[0], (320, 180), viewpoint)
+        picture = (
+            render(shots[0], (320, 180)) if viewpoint is None else render(shots[0], (320, 180), viewpoint)
+        )
         assert picture.shape == (180, 320, 3)
         assert picture.dtype == np.uint8
         assert hue_share(picture, (0, 207, 191)) > 0.02  # road
