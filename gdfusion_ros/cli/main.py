@@ -16,6 +16,7 @@ COMMANDS = {
     "replay": "publish a recording over DDS, as `ros2 bag play` would",
     "evaluate": "score a network against ground truth or LiDAR",
     "view": "look at grids: page in the browser, PNG, HTML, Rerun",
+    "doctor": "look at an installation and at a live graph, and say what is wrong",
     "nuscenes-to-bag": "write scenes of nuScenes as recordings",
     "bench": "measure speed and memory",
     "parity": "compare a network with stored reference numbers",

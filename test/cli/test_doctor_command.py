@@ -1,0 +1,74 @@
+"""`gdfusion doctor` finds what is wrong with an installation and a live graph, and says it in plain words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from driving import drive
+from nodes import ros_environment
+
+from gdfusion_ros.cli.main import main
+from gdfusion_ros.sinks.bag import record_frames
+
+pytestmark = pytest.mark.ros
+
+
+def doctor(environment: dict[str, str], *options: str) -> tuple[int, list[dict[str, str]]]:
+    command = [sys.executable, "-m", "gdfusion_ros.cli.main", "doctor", "--json", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])["findings"]
+
+
+def test_a_sound_installation_has_no_errors(capsys):
+    assert main(["doctor", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["errors"] == 0
+    assert {"python", "torch", "rclpy", "files", "models", "domain", "shared memory"} <= {
+        finding["what"] for finding in result["findings"]
+    }
+
+
+def test_a_profile_that_does_not_exist_and_a_wrong_domain_are_errors(monkeypatch, capsys):
+    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/no/such/profile.xml")
+    monkeypatch.setenv("ROS_DOMAIN_ID", "1000")
+    assert main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "/no/such/profile.xml" in output
+    assert "ROS_DOMAIN_ID" in output
+
+
+def test_a_graph_without_cameras_is_said_camera_by_camera():
+    with ros_environment() as environment:
+        code, findings = doctor(environment, "--live", "--seconds", "1")
+    assert code == 1
+    errors = [finding["text"] for finding in findings if finding["level"] == "error"]
+    assert any("nobody publishes /CAM_BACK/image_rect_compressed" in text for text in errors)
+    assert any("nothing comes on /tf" in text for text in errors)
+
+
+def test_a_recording_that_plays_is_heard_and_frames_can_be_made_of_it(tmp_path: Path):
+    record_frames(drive([i / 4 for i in range(40)]), tmp_path / "bag")
+    with ros_environment() as environment:
+        command = [
+            sys.executable,
+            "-m",
+            "gdfusion_ros.cli.main",
+            "replay",
+            str(tmp_path / "bag"),
+            "--clock",
+            "--loop",
+        ]
+        player = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            code, findings = doctor(environment, "--live", "--seconds", "12", "--sim-time")
+        finally:
+            player.terminate()
+            player.wait()
+    assert code == 0, findings
+    texts = [finding["text"] for finding in findings if finding["level"] == "ok"]
+    assert sum("image_rect_compressed" in text and "Hz" in text for text in texts) == 6
+    assert any("frames of" in text for text in texts)
