@@ -231,12 +231,8 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        # A young average forgets faster, or the random beginning would stay in it for long.
-        decay = (
-            min(self.recipe.average, (1 + self.step) / (10 + self.step))
-            if self.stage == 0
-            else self.recipe.average
-        )
+        # A young average forgets faster, or the stage's beginning would stay in it for long.
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
         for name, value in self.network.state_dict().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
