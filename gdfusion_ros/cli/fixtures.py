@@ -121,7 +121,9 @@ def _grid(meta: dict[str, Any]) -> tuple[Triple, Triple, Triple, Triple | None]:
         x, y, z = ((float(low), float(high), (high - low) / n) for low, high, n in bounds)
         return x, y, z, None
     # Two spellings: "x" and "xbound", "depth" and "dbound".
-    bounds_of = {name[0]: tuple(float(value) for value in bounds) for name, bounds in meta["grid"].items()}
+    bounds_of: dict[str, Triple] = {
+        name[0]: (float(lower), float(upper), float(step)) for name, (lower, upper, step) in meta["grid"].items()
+    }
     return bounds_of["x"], bounds_of["y"], bounds_of["z"], bounds_of["d"]
 
 

@@ -5,6 +5,9 @@ Every frame resamples all of them into its own grid and merges them with its own
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -57,15 +60,16 @@ class StackedFusion(nn.Module):
                 if watch.on_tensor is not None:
                     shown.append((block, one))
             assert merged is not None
-            bias, norm, relu = self.merge[0].bias, self.merge[1], self.merge[2]
-            fused = layers_last(relu(norm(merged + bias.view(1, -1, *([1] * (x.dim() - 2))))))
+            convolution, norm, relu = self.merge
+            bias = cast(Tensor, convolution.bias).view(1, -1, *([1] * (x.dim() - 2)))
+            fused = layers_last(relu(norm(merged + bias)))
         if shown:
             watch.show(history_sampled=torch.cat([block for block, _ in shown[1:]], dim=1), history_times=times)
             watch.show(history_per_frame=torch.cat([one for _, one in shown]))
         watch.show(voxel_fused=fused)
         return FusedVoxels(fused, None, None), {"history": carried, "history_times": times[:, :-1]}
 
-    def _blocks(self, x: Tensor, state: TemporalState | None, positions: Tensor):  # type: ignore[no-untyped-def]
+    def _blocks(self, x: Tensor, state: TemporalState | None, positions: Tensor) -> Iterator[Tensor]:
         """The current volume, then the history's at its cells, newest first."""
         yield x
         if state is None:
@@ -78,6 +82,7 @@ class StackedFusion(nn.Module):
             yield sample_history(self._part(state.tensors["history"], age), positions)
 
     def _part(self, history: Tensor, age: int) -> Tensor:
+        """The channels of one frame."""
         return history[:, age * self.channels : (age + 1) * self.channels]
 
     def _seconds(self, times: Tensor, like: Tensor) -> Tensor:
@@ -87,7 +92,6 @@ class StackedFusion(nn.Module):
 
     def _merged_part(self, one: Tensor, age: int) -> Tensor:
         """One frame's contribution to the merging convolution."""
-        convolution = self.merge[0]
-        weight = convolution.weight[:, age * self.channels : (age + 1) * self.channels]
+        weight = self._part(cast(Tensor, self.merge[0].weight), age)
         apply = nn.functional.conv3d if one.dim() == 5 else nn.functional.conv2d
         return apply(one, weight)

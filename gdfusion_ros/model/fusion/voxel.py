@@ -46,7 +46,7 @@ class VoxelFusion(nn.Module):
         if watch is not None and watch.on_tensor is not None:
             watch.show(history_sampled=sample_history(history, positions))
         if library.usable(voxels, history, positions):
-            each, merge = (_matrix(*part[:2]) for part in (self.each, self.merge))
+            each, merge = (_matrix(part[0], part[1]) for part in (self.each, self.merge))
             merged = kernel.voxel_fusion(voxels, history, positions, each, merge, now, before)
         else:
             merged = self._merge(voxels, sample_history(history, positions), now, before)

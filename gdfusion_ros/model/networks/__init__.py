@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gdfusion_ros.model.networks.alocc import ALOcc
 from gdfusion_ros.model.networks.bevdetocc import BEVDetOcc
 from gdfusion_ros.model.networks.cotr import Cotr, CotrGF
@@ -10,7 +12,7 @@ from gdfusion_ros.model.networks.openoccupancy import OpenOccupancy
 from gdfusion_ros.model.networks.small import Small
 from gdfusion_ros.model.networks.surroundocc import SurroundOcc
 
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "alocc": ALOcc,
     "bevdetocc": BEVDetOcc,
     "fbocc": FBOcc,
@@ -20,4 +22,4 @@ FAMILIES = {
     "cotr_gf": CotrGF,
     "small": Small,
 }
-"""Family -> network. ``ModelConfig.family`` chooses from these."""
+"""Family -> network class, whose ``Architecture`` is the dataclass of its settings. ``ModelConfig.family`` chooses."""

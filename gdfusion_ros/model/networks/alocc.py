@@ -54,6 +54,7 @@ class ALOcc(nn.Module):
     """Images to voxel logits, one frame after the other."""
 
     Architecture = ALOccArchitecture
+    depths: Tensor
     PUBLISHED = {
         "head.queries.": "alocc_head.query_feat.",
         "head.norm.": "alocc_head.post_norm.",

@@ -37,6 +37,7 @@ class BEVDetOcc(nn.Module):
     """Images to voxel logits, one frame after the other."""
 
     Architecture = BEVDetOccArchitecture
+    depths: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

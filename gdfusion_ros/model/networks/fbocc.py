@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.backbone import ImageEncoder
 from gdfusion_ros.model.blocks.backward_projection import BackwardProjection, BackwardProjectionConfig
@@ -36,6 +36,7 @@ class FBOcc(nn.Module):
     """Images to voxel logits at twice the features' resolution, one frame after the other."""
 
     Architecture = FBOccArchitecture
+    depths: Tensor
     PUBLISHED = {
         "backward_projection.row_embedding.": "backward_projection.positional_encoding.row_embed.",
         "backward_projection.column_embedding.": "backward_projection.positional_encoding.col_embed.",
