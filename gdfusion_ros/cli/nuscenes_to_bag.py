@@ -29,13 +29,12 @@ from gdfusion_ros.geometry import Matrix, quaternion
 from gdfusion_ros.sinks.bag import SensorRecorder, Twist, image_topic, info_topic, twist
 from gdfusion_ros.sinks.recording import Recording
 from gdfusion_ros.sources.bag import open_bag
-from gdfusion_ros.sources.nuscenes import (
+from gdfusion_ros.sources.nuscenes import LIDAR_FIELDS, lidar_points
+from gdfusion_ros.sources.nuscenes_tables import (
     CAMERAS,
     LIDAR,
-    LIDAR_FIELDS,
     ego_pose,
     intrinsics,
-    lidar_points,
     open_nuscenes,
     read_file,
     scene_records,

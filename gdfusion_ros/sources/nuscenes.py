@@ -1,4 +1,4 @@
-"""Real nuScenes key frames: from a folder with a `frames.json`, or from the data set itself with its devkit.
+"""Real nuScenes key frames from a folder with a `frames.json`; the data set itself is in `nuscenes_tables`.
 
 `frames.json` holds, under `frames`, one entry a key frame with `cameras` (name -> file, width, height,
 intrinsic, sensor2ego, ego2global at the camera's own exposure, timestamp_us), `ego2global_lidar_time` and
@@ -8,8 +8,7 @@ perhaps `lidar`. Translations are metres, quaternions (w, x, y, z), times micros
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from gdfusion_ros.geometry import Matrix, transform
 
 ANCHOR = "CAM_FRONT"
 """The camera whose exposure a frame's time and ego pose are."""
+LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring")
+"""Columns of nuScenes' LiDAR files, float32."""
 
 
 class FolderSource:
@@ -65,8 +66,8 @@ class FolderSource:
             stamp_ns=anchor.stamp_ns,
             views=views,
             world_from_ego=anchor.world_from_ego,
-            world_from_ego_at_lidar=_pose(entry["ego2global_lidar_time"]),
-            ego_from_lidar=_pose(lidar_pose) if lidar_pose else None,
+            world_from_ego_at_lidar=pose(entry["ego2global_lidar_time"]),
+            ego_from_lidar=pose(lidar_pose) if lidar_pose else None,
             lidar_points=self._points(lidar["file"]) if lidar else None,
             scene=self.scene,
         )
@@ -84,8 +85,8 @@ class FolderSource:
             name=name,
             image=image,
             intrinsics=np.asarray(camera["intrinsic"], dtype=np.float64).reshape(3, 3),
-            ego_from_camera=_pose(camera["sensor2ego"]),
-            world_from_ego=_pose(camera["ego2global"]),
+            ego_from_camera=pose(camera["sensor2ego"]),
+            world_from_ego=pose(camera["ego2global"]),
             stamp_ns=int(camera["timestamp_us"]) * 1000,
             encoded=encoded,
         )
@@ -103,140 +104,6 @@ class FolderSource:
         return lidar_points(self._read(file))[:, :3].copy()
 
 
-CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-LIDAR = "LIDAR_TOP"
-LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring")
-"""Columns of nuScenes' LiDAR files, float32."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Which key frame of the data set a frame is."""
-
-    scene: str
-    token: str
-    world_from_lidar: Matrix
-    """(4, 4) at the sweep's time."""
-
-
-def open_nuscenes(root: str | Path, version: str) -> Any:
-    """The data set, opened with the devkit; UserError when it is not there or the devkit is not installed."""
-    try:
-        from nuscenes.nuscenes import NuScenes
-    except ImportError:
-        raise UserError("nuScenes needs its devkit: pip install nuscenes-devkit") from None
-    tables = Path(root) / version
-    if not tables.is_dir():
-        raise UserError(f"there is no {version} in {root}: its tables should be in {tables}")
-    try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except (OSError, ValueError, KeyError, AssertionError, IndexError) as error:
-        raise UserError(f"the tables in {tables} cannot be read: {type(error).__name__} {error}") from None
-
-
-def scene_records(nuscenes: Any, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The scenes of these names, or all; UserError names one that is not there."""
-    known = {str(record["name"]): record for record in nuscenes.scene}
-    for name in names:
-        if name not in known:
-            some = ", ".join(list(known)[:5])
-            raise UserError(f"{nuscenes.version} has no scene {name}; it has {len(known)}: {some}, ...")
-    return [known[name] for name in (names or known)]
-
-
-class NuScenesSource:
-    """Iterates the key frames of scenes of nuScenes. ``samples`` tells which they are; `len` gives their number."""
-
-    def __init__(
-        self,
-        root: str | Path,
-        version: str = "v1.0-mini",
-        scenes: Sequence[str] = (),
-        lidar: bool = False,
-        nuscenes: Any | None = None,
-    ) -> None:
-        """All scenes unless named. With ``lidar`` frames carry their points. Raises UserError.
-
-        ``nuscenes`` is a data set that is open already.
-        """
-        self.nuscenes = nuscenes or open_nuscenes(root, version)
-        self.lidar = lidar
-        self.samples: list[Sample] = []
-        for scene in scene_records(self.nuscenes, scenes):
-            token = scene["first_sample_token"]
-            while token:
-                sample = self.nuscenes.get("sample", token)
-                sweep = self.nuscenes.get("sample_data", sample["data"][LIDAR])
-                pose = ego_pose(self.nuscenes, sweep) @ sensor_pose(self.nuscenes, sweep)
-                self.samples.append(Sample(scene["name"], token, pose))
-                token = sample["next"]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Iterator[CameraFrame]:
-        for sample in self.samples:
-            yield self._frame(sample)
-
-    def _frame(self, sample: Sample) -> CameraFrame:
-        data = self.nuscenes.get("sample", sample.token)["data"]
-        views = tuple(self._view(data[name]) for name in CAMERAS)
-        anchor = next(view for view in views if view.name == ANCHOR)
-        sweep = self.nuscenes.get("sample_data", data[LIDAR])
-        points = None
-        if self.lidar:
-            points = lidar_points(read_file(self.nuscenes, sweep))[:, :3].copy()
-        return CameraFrame(
-            stamp_ns=anchor.stamp_ns,
-            views=views,
-            world_from_ego=anchor.world_from_ego,
-            world_from_ego_at_lidar=ego_pose(self.nuscenes, sweep),
-            ego_from_lidar=sensor_pose(self.nuscenes, sweep),
-            lidar_points=points,
-            scene=sample.scene,
-        )
-
-    def _view(self, token: str) -> CameraView:
-        record = self.nuscenes.get("sample_data", token)
-        encoded = read_file(self.nuscenes, record)
-        return CameraView(
-            name=record["channel"],
-            image=decode(encoded, record["filename"]),
-            intrinsics=intrinsics(self.nuscenes, record),
-            ego_from_camera=sensor_pose(self.nuscenes, record),
-            world_from_ego=ego_pose(self.nuscenes, record),
-            stamp_ns=int(record["timestamp"]) * 1000,
-            encoded=encoded,
-        )
-
-
-def ego_pose(nuscenes: Any, record: dict[str, Any]) -> Matrix:
-    """world_from_ego when this sample_data was taken."""
-    return _pose(nuscenes.get("ego_pose", record["ego_pose_token"]))
-
-
-def sensor_pose(nuscenes: Any, record: dict[str, Any]) -> Matrix:
-    """ego_from_sensor of the sensor that took this sample_data."""
-    return _pose(nuscenes.get("calibrated_sensor", record["calibrated_sensor_token"]))
-
-
-def intrinsics(nuscenes: Any, record: dict[str, Any]) -> Matrix:
-    """(3, 3) of the camera that took this sample_data."""
-    calibrated = nuscenes.get("calibrated_sensor", record["calibrated_sensor_token"])
-    return np.asarray(calibrated["camera_intrinsic"], dtype=np.float64).reshape(3, 3)
-
-
-def read_file(nuscenes: Any, record: dict[str, Any]) -> bytes:
-    """The bytes of a sample_data's file; UserError when it is not there."""
-    path = Path(nuscenes.dataroot) / record["filename"]
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; was this part of nuScenes downloaded?"
-        ) from None
-
-
 def lidar_points(content: bytes) -> npt.NDArray[np.float32]:
     """(N, 5) of a LiDAR file: x, y, z, intensity, ring."""
     return np.frombuffer(content, dtype=np.float32).reshape(-1, len(LIDAR_FIELDS))
@@ -252,5 +119,6 @@ def decode(encoded: bytes, name: object) -> Image:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _pose(entry: dict[str, Any]) -> Matrix:
+def pose(entry: dict[str, Any]) -> Matrix:
+    """The transform of an entry with a translation in metres and a rotation (w, x, y, z)."""
     return transform(entry["translation"], entry["rotation"])

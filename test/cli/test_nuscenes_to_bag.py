@@ -14,7 +14,7 @@ from rosbags.highlevel import AnyReader
 from gdfusion_ros.assembly.rig import find_topics, read_calibration, read_rig
 from gdfusion_ros.cli.main import main
 from gdfusion_ros.sources.bag import BagSource
-from gdfusion_ros.sources.nuscenes import NuScenesSource
+from gdfusion_ros.sources.nuscenes_tables import NuScenesSource
 
 pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed")
 
@@ -121,9 +121,10 @@ def test_a_folder_that_is_no_recording_is_not_removed(tmp_path, data, capsys):
 
 
 def test_frames_of_the_source_know_their_sample_and_their_sweep(data):
-    source = NuScenesSource(data, lidar=True)
+    source = NuScenesSource(data)
     assert len(source) == 8
-    frame = next(iter(source))
-    assert frame.scene == source.samples[0].scene == "scene-0001"
+    names, frame = next(source.pairs())
+    assert frame.scene == names.scene == "scene-0001"
     assert frame.lidar_points.shape == (50, 3)
-    assert np.allclose(source.samples[0].world_from_lidar, frame.world_from_ego_at_lidar @ EGO_FROM_LIDAR)
+    sweep = source.world_from_lidars("scene-0001")[0]
+    assert np.allclose(sweep, frame.world_from_ego_at_lidar @ EGO_FROM_LIDAR)
