@@ -203,7 +203,7 @@ def test_missing_labels_tables_and_scenes_are_said_in_one_line(
         ([str(tmp_path)], "no labels"),
         ([str(data_set.folder), "--labels", str(empty)], "cannot read ground truth"),
         ([str(data_set.folder), "--scenes", "scene-9999"], "no scene scene-9999"),
-        ([str(tmp_path), "--labels", str(empty)], "no nuScenes folder"),
+        ([str(tmp_path), "--labels", str(empty)], "there is no v1.0-trainval in"),
     ):
         assert main.main(["evaluate", *arguments, "--source", "nuscenes"]) == 1
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
