@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "look at an installation and at a live graph, and say what is wrong",
     "nuscenes-to-bag": "write scenes of nuScenes as recordings",
     "bench": "measure speed and memory",
+    "export": "write a network's blocks as ONNX files",
     "parity": "compare a network with stored reference numbers",
     "train": "train a network by a recipe",
     "weights": "fetch, convert, check and describe weights",

@@ -18,6 +18,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.errors import UserError
 from gdfusion_ros.kernels import convolution as kernel
 from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.backbone import Bottleneck
@@ -27,7 +28,8 @@ from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
 from gdfusion_ros.model.fusion.stacked import StackedFusion
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
+Backend = Literal["torch", "openvino", "onnxruntime"]
 
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -36,7 +38,12 @@ _FEWEST_CHANNELS = 16
 
 
 def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Module:
-    """The inference form of a network, which stays as it is; what needs no change is shared between both."""
+    """The inference form of a network, which stays as it is; what needs no change is shared between both.
+
+    Raises UserError for int8, which only OpenVINO computes here.
+    """
+    if precision == "int8":
+        raise UserError("int8 needs the backend openvino, which torch's own convolutions do not have")
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     with torch.no_grad():
         return _Conversion(precision).convert(copy.deepcopy(network, shared).eval())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,9 +22,10 @@ from gdfusion_ros.kernels import head as kernel
 from gdfusion_ros.kernels import library
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
+from gdfusion_ros.model.compiled import Runtime, compile_blocks, record
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.images import network_image, prepare_view
-from gdfusion_ros.model.inference import Precision, inference_form
+from gdfusion_ros.model.inference import Backend, Precision, inference_form
 from gdfusion_ros.model.lidar import lidar_depth
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks import FAMILIES
@@ -58,13 +60,15 @@ class OccupancyModel:
         device: str = "cpu",
         kernels: bool = True,
         precision: Precision = "fp32",
+        backend: Backend = "torch",
+        calibration: Sequence[CameraFrame] = (),
     ) -> None:
         self.config = config
         self.network = network.eval().to(device)
         """The plain network, which the weights belong to and which can be trained."""
         self.kernels = kernels and library.allowed()
         """Whether frames go through the network's inference form and the CPU kernels, not the plain network."""
-        self.precision = precision
+        self.precision, self.backend, self.calibration = precision, backend, tuple(calibration)
         self.name = config.name
         self.weights = weights
         """``random:SEED``, or the file's name and the beginning of its sha256."""
@@ -102,7 +106,33 @@ class OccupancyModel:
     @cached_property
     def inference_network(self) -> nn.Module:
         """What frames go through. Made from ``network`` with the first frame; later changes of that do not reach it."""
-        return inference_form(self.network, self.precision) if self.kernels else self.network
+        if not self.kernels:
+            return self.network
+        if self.backend == "torch":
+            return inference_form(self.network, self.precision)
+        return self._compiled(self.backend)
+
+    def _compiled(self, backend: Runtime) -> nn.Module:
+        if self.device.type != "cpu" or not self.calibration:
+            raise UserError(f"the backend {backend} runs on the CPU, and needs a frame at least to be prepared with")
+        calls = self.record_blocks(self.calibration)
+        # The plain network keeps its blocks; the copy shares their weights while it has them.
+        shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
+        compiled = compile_blocks(copy.deepcopy(self.network, shared), backend, self.precision, calls)
+        return inference_form(compiled, "bf16" if self.precision == "bf16" else "fp32")
+
+    def record_blocks(self, frames: Sequence[CameraFrame]) -> dict[str, list[list[Tensor]]]:
+        """The inputs of each of the network's blocks (gdfusion_ros.model.compiled) over consecutive frames."""
+
+        def run() -> None:
+            state = None
+            for frame in frames:
+                poses = self.ego_poses(frame)
+                batch = self.network_input(frame, poses, None if state is None else state.poses)
+                _, state = self.network(batch, state)
+                state = replace(state, poses=poses, model=self.name)
+
+        return record(self.network, run)
 
     def _views(self, frame: CameraFrame) -> list[CameraView]:
         try:
@@ -228,13 +258,16 @@ def load_model(
     device: str = "cpu",
     kernels: bool = True,
     precision: Precision = "fp32",
+    backend: Backend = "torch",
+    calibration: Sequence[CameraFrame] = (),
 ) -> OccupancyModel:
     """A model by its name, YAML or configuration, with weights.
 
     ``weights``: a ``.safetensors`` or published ``.pth`` file; ``random:SEED``; ``default`` for the file that the
     model names; None for random ones, with a warning. Raises UserError when the model or the weights are no good.
     ``kernels``: the network's inference form and the CPU kernels (gdfusion_ros.model.inference), or the plain network;
-    ``precision``: of the inference form's convolutions.
+    ``precision``: of the inference form's convolutions; ``backend``: what computes them; ``calibration``: consecutive
+    frames that other backends than torch are prepared with, and int8 is calibrated on.
     """
     config = model if isinstance(model, ModelConfig) else load_config(model)
     if weights is None:
@@ -250,7 +283,7 @@ def load_model(
         raise UserError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     network = build_network(config)
     description = fill_weights(network, config, weights)
-    return OccupancyModel(config, network, description, device, kernels, precision)
+    return OccupancyModel(config, network, description, device, kernels, precision, backend, calibration)
 
 
 def load_for_rig(
