@@ -124,7 +124,9 @@ def test_the_page_draws_steps_plays_and_hides_classes(chromium: Any, page: Page,
 
     with_road = share(tab, ROAD)
     tab.get_by_text("Classes", exact=True).click(timeout=PATIENCE * 1000)
-    tab.get_by_label("driveable_surface").uncheck(timeout=PATIENCE * 1000, force=True)
+    road = tab.get_by_label("driveable_surface")
+    road.wait_for(state="visible", timeout=PATIENCE * 1000)  # the folder unfolds slowly
+    road.uncheck(timeout=PATIENCE * 1000, force=True)
     until(lambda: share(tab, ROAD) < 0.1 * with_road, "hiding the road")
     assert share(tab, TERRAIN) > 0.05
     keep(tab, "without_road.png")
