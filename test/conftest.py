@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 from domains import locked_domain
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("gdfusion", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gdfusion")
 
 ROOT = Path(__file__).resolve().parent.parent
 
