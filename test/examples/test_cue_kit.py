@@ -21,6 +21,8 @@ from gdfusion_ros.sources.world import WorldSource
 from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage
 from gdfusion_ros.training.train import Trainer
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def example(root: Path) -> Iterator[ModuleType]:

@@ -17,6 +17,7 @@ from gdfusion_ros.training.data import Sequence, WorldSequences
 from gdfusion_ros.training.lidar import EGO_FROM_LIDAR, ego_grid, in_grid_order
 from gdfusion_ros.training.losses import depth_loss, occupancy_loss, world_class_weights
 
+pytestmark = pytest.mark.timeout(900)
 STEPS = 5
 
 

@@ -201,6 +201,8 @@ class CotrGF(BEVDetOcc):
         self.neck = CompactNeck(a.encoder)  # type: ignore[assignment]
         self.head = _head(config)  # type: ignore[assignment]
 
+    head: CompactHead  # type: ignore[assignment]
+
     def forward(
         self, frame: NetworkInput, state: TemporalState | None, watch: Watch | None = None
     ) -> tuple[NetworkOutput, TemporalState]:

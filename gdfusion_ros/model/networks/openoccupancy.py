@@ -6,7 +6,6 @@ Voxels lie in the LiDAR frame and have the layout (B, C, X, Y, Z) from the encod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -162,5 +161,4 @@ class OpenOccupancy(nn.Module):
             logits = upsample(logits, self.output_shape, align_corners=False)
 
         new_state = next_state(state, voxel_state, geometry_state, None)
-        rows_first = cast(Tensor, logits.transpose(2, 3))
-        return NetworkOutput(rows_first, depth.probabilities, fused.offsets, fused.inside), new_state
+        return NetworkOutput(logits.transpose(2, 3), depth.probabilities, fused.offsets, fused.inside), new_state
