@@ -14,7 +14,8 @@ from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points, pixel_grid
 
 
 class Contributions(NamedTuple):
-    """Which pixel adds how much to which voxel, for all that lies inside the grid."""
+    """Which pixel adds how much to which voxel. What lies outside the grid goes to one more voxel behind the last: to
+    drop it would need its number, for which a GPU would have to be waited for."""
 
     pixel: Tensor
     """(K,) row of the context table."""
@@ -88,9 +89,7 @@ def nearest_contributions(
 ) -> Contributions:
     """Each point whole into one voxel. ``coordinates`` (K, 3) in cells from the grid's minimum corner."""
     # Oddity (spec 12.7): truncation, not floor, so points up to one cell below the lower bound are kept.
-    cells = coordinates.long()
-    inside = _inside(cells, shape)
-    return Contributions(rows[inside], _flat(cells[inside], shape), weights[inside])
+    return Contributions(rows, _flat(coordinates.long(), shape), weights)
 
 
 def trilinear_contributions(
@@ -105,29 +104,27 @@ def trilinear_contributions(
     for corner in range(8):
         step = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], device=low.device)
         cells = low + step
-        inside = _inside(cells, shape)
-        share = torch.where(step.bool(), fraction, 1 - fraction)[inside].prod(dim=-1)
-        parts.append(Contributions(rows[inside], _flat(cells[inside], shape), share * weights[inside]))
+        share = torch.where(step.bool(), fraction, 1 - fraction).prod(dim=-1)
+        parts.append(Contributions(rows, _flat(cells, shape), share * weights))
     return Contributions(*(torch.cat(columns) for columns in zip(*parts)))
 
 
 def gather_sum(table: Tensor, contributions: Contributions, voxels: int) -> Tensor:
     """(voxels, C): for every voxel the weighted sum of its pixels' rows of ``table`` (pixels, C)."""
     voxel, order = contributions.voxel.sort()
-    counts = torch.bincount(voxel, minlength=voxels)
-    offsets = counts.cumsum(0) - counts
-    return nn.functional.embedding_bag(
+    offsets = torch.searchsorted(voxel, torch.arange(voxels + 1, device=voxel.device))
+    sums = nn.functional.embedding_bag(
         contributions.pixel[order],
         table,
         offsets,
         mode="sum",
         per_sample_weights=contributions.weight[order],
     )
-
-
-def _inside(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    return ((cells >= 0) & (cells < cells.new_tensor(shape))).all(dim=-1)
+    return sums[:voxels]
 
 
 def _flat(cells: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    return (cells[:, 2] * shape[1] + cells[:, 1]) * shape[0] + cells[:, 0]
+    """Flat indices of cells (K, 3); that behind the last one for cells outside the grid."""
+    inside = ((cells >= 0) & (cells < cells.new_tensor(shape))).all(dim=-1)
+    flat = (cells[:, 2] * shape[1] + cells[:, 1]) * shape[0] + cells[:, 0]
+    return torch.where(inside, flat, torch.full_like(flat, shape[0] * shape[1] * shape[2]))
