@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
+from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.model import build_network
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
@@ -312,12 +313,43 @@ def without_history(network: nn.Module, config: ModelConfig) -> nn.Module:
 
 @torch.no_grad()
 def begin_history(network: nn.Module) -> None:
-    """Let the geometry cue begin with the depth that single frames have learned."""
+    """Let the cues begin with something that makes sense, so that their gains know at once which way to go.
+
+    The geometry cue takes over the depth head of single frames; the voxel cue is the mean of now and before; the
+    motion and scene cues change nothing. Random fusion behind a gain of zero would be a saddle: neither would
+    teach the other.
+    """
     depth_net = getattr(network, "depth_net", None)
     geometry_head = getattr(depth_net, "geometry_head", None)
     depth_head = getattr(depth_net, "depth_head", None)
     if isinstance(geometry_head, nn.Conv2d) and isinstance(depth_head, nn.Conv2d):
         geometry_head.load_state_dict(depth_head.state_dict())
+    temporal = getattr(network, "temporal", None)
+    if not isinstance(temporal, RecurrentFusion) or temporal.gain is None or temporal.gain.any():
+        return  # cues that have no gains, or have learned already, stay as they are
+    if temporal.voxel is not None:
+        identity = torch.eye(temporal.voxel.channels)
+        _set_pointwise(temporal.voxel.each, identity)
+        _set_pointwise(temporal.voxel.merge, torch.cat([identity, identity], dim=1) / 2)
+        last = temporal.voxel.time_embedding[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+    if temporal.motion is not None:
+        temporal.motion.offset.weight.zero_()
+        if temporal.motion.offset.bias is not None:
+            temporal.motion.offset.bias.zero_()
+    if temporal.scene is not None:
+        temporal.scene.query.weight.copy_(torch.eye(len(temporal.scene.query.weight)))
+        temporal.scene.value.weight.copy_(temporal.scene.key.weight)
+        temporal.scene.scale.zero_()
+
+
+def _set_pointwise(layer: nn.Sequential, weight: Tensor) -> None:
+    """Make a convolution of one cell with its norm a product with ``weight``."""
+    convolution, norm = layer[0], layer[1]
+    convolution.weight.copy_(weight.view_as(convolution.weight))
+    convolution.bias.zero_()
+    norm.reset_parameters()
 
 
 def _optimizer(network: nn.Module, stage: Stage, weight_decay: float) -> torch.optim.AdamW:

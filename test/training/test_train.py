@@ -14,11 +14,13 @@ import yaml
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.model.config import DepthBins, GridConfig, ImageConfig, load_config
-from gdfusion_ros.model.model import load_model
+from gdfusion_ros.model.model import build_network, load_model
 from gdfusion_ros.model.networks.small import SmallArchitecture
+from gdfusion_ros.model.state import TemporalState
+from gdfusion_ros.model.watch import Watch
 from gdfusion_ros.training.order import single_frame
 from gdfusion_ros.training.recipe import Recipe, Stage, load_recipe
-from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
+from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, begin_history, learning_rate
 
 FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
 STREAMS = Stage("streams", history=True, steps=8, share=1.0, batch=1, rate=0.002, freeze_norm=True)
@@ -132,6 +134,27 @@ def test_two_processes_train_together(tmp_path, root):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / WEIGHTS).is_file()
+
+
+def test_history_begins_as_the_mean_of_now_and_before(config):
+    network = build_network(config).eval()
+    begin_history(network)
+    network.temporal.gain.data.fill_(1.0)
+    before, now = torch.rand(2, 1, 4, 20, 20, 4)
+    still = torch.eye(4)[None]
+    with torch.no_grad():
+        first, tensors = network.temporal(before, None, still, Watch())
+        second, _ = network.temporal(now, TemporalState(1, tensors), still, Watch())
+    assert torch.allclose(first.voxels, before, atol=1e-4)
+    assert torch.allclose(second.voxels, (before + now) / 2, atol=1e-4)
+
+
+def test_history_that_has_been_learned_stays(config):
+    network = build_network(config)
+    network.temporal.gain.data.fill_(0.1)
+    expected = network.temporal.voxel.merge[0].weight.clone()
+    begin_history(network)
+    assert torch.equal(network.temporal.voxel.merge[0].weight, expected)
 
 
 def test_the_rate_rises_and_falls():
