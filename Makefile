@@ -44,7 +44,7 @@ $(VENV)/ready: pyproject.toml setup.py constraints.txt CMakeLists.txt package.xm
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN) pip install --quiet --constraint constraints.txt pip
 	$(RUN) pip install --quiet --constraint constraints.txt --group build --group dev
-	$(RUN) pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[nuscenes,ray,rerun,viewer]'
+	$(RUN) pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[nuscenes,onnx,openvino,ray,rerun,viewer]'
 	@touch $@
 
 clean:

@@ -1,9 +1,9 @@
 """Write the convolutional blocks of a network as ONNX files, for TensorRT and other runtimes.
 
-A block has tensors only as inputs and outputs: the image encoder, parts of the depth net, the voxel encoder, the neck and
-the head. What lies between them (cost volume, lifting, temporal fusion) is no graph of standard operators; blocks.json,
-written beside the files, says which block takes and gives what shapes. `--verify` runs every file with ONNX Runtime on the
-inputs that two frames of the made-up world give, and compares with torch.
+A block has tensors only as inputs and outputs: the image encoder, parts of the depth net, the voxel encoder, the neck
+and the head. What lies between them (cost volume, lifting, temporal fusion) is no graph of standard operators;
+blocks.json, written beside the files, says which block takes and gives what shapes. `--verify` runs every file with
+ONNX Runtime on the inputs that two frames of the made-up world give, and compares with torch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ AGREEMENT = 1e-4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_model_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("onnx"), metavar="FOLDER", help="where to (default: onnx)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("onnx"), metavar="FOLDER", help="where to (default: onnx)"
+    )
     parser.add_argument("--block", action="append", help="only this block; may be given again (default: all)")
-    parser.add_argument("--verify", action="store_true", help="compare each file, run by ONNX Runtime, with torch")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare each file, run by ONNX Runtime, with torch"
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
 
 
@@ -65,11 +69,15 @@ def run(args: argparse.Namespace) -> int:
         if args.verify:
             found = onnx_session(path)([tensor.numpy() for tensor in calls[name][-1]])
             scales = [float(tensor.abs().max()) or 1.0 for tensor in outputs]
-            entry["error"] = max(float(np.abs(a - b.numpy()).max()) / s for a, b, s in zip(found, outputs, scales))
+            entry["error"] = max(
+                float(np.abs(a - b.numpy()).max()) / s for a, b, s in zip(found, outputs, scales)
+            )
         error = f", off by {entry['error']:.1e} of the largest value" if args.verify else ""
         print(f"{path}{error}")
         report.append(entry)
-    (args.out / "blocks.json").write_text(json.dumps({"model": model.name, "blocks": report}, indent=1), encoding="utf-8")
+    (args.out / "blocks.json").write_text(
+        json.dumps({"model": model.name, "blocks": report}, indent=1), encoding="utf-8"
+    )
     agrees = all(entry.get("error", 0.0) <= AGREEMENT for entry in report)
     if not agrees:
         print("DOES NOT AGREE")

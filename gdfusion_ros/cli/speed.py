@@ -117,7 +117,12 @@ def measure(args: argparse.Namespace, ways: list[Way]) -> dict[str, Any]:
         "model": courses[0].model.name,
         "weights": courses[0].model.weights,
         "gflop": gflop,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__, "peak_gflops": peaks},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "peak_gflops": peaks,
+        },
         "frames": len(frames) - WARM_UP,
         "rows": rows,
     }
@@ -140,7 +145,8 @@ def _row(
         "latency_p95_ms": float(np.percentile(course.wall_ms, 95)),
         "cpu_ms": cpu,
         "stages_ms": {
-            name: statistics.median(stages[name] for stages in course.stages_ms) for name in course.stages_ms[0]
+            name: statistics.median(stages[name] for stages in course.stages_ms)
+            for name in course.stages_ms[0]
         },
         "ratio_to_plain": statistics.median(plain.cpu_ms) / cpu if plain else None,
         "label_agreement": min(agreement) if agreement else None,
@@ -197,7 +203,8 @@ def peak_gflops(precision: str) -> float:
     if precision == "bf16" and not has_bfloat16(torch.device("cpu")):
         return 0.0
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    convolution = torch.nn.Conv2d(256, 256, 3, padding=1).to(dtype).to(memory_format=torch.channels_last)
+    convolution = torch.nn.Conv2d(256, 256, 3, padding=1).to(dtype)
+    convolution = convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(1, 256, 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last)
     times = []
     with torch.inference_mode(), threads(1):

@@ -96,7 +96,7 @@ def usable(*tensors: Tensor) -> bool:
         _switched_on.get()
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and all(_is_plain(tensor) for tensor in tensors)
         and _library() is not None
     )

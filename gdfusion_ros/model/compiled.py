@@ -1,7 +1,8 @@
 """The convolutional blocks of a network in other runtimes: OpenVINO and ONNX Runtime, and as ONNX files.
 
-A block is a part of a network whose inputs and outputs are tensors only. What lies between blocks stays in torch and the
-kernels: lifting, the cost volume, the temporal cues, and with them the state, which keeps float32 whatever the precision.
+A block is a part of a network whose inputs and outputs are tensors only. What lies between blocks stays in torch and
+the kernels: lifting, the cost volume, the temporal cues, and with them the state, which keeps float32 whatever the
+precision.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Recorded(nn.Module):
 class CompiledBlock(nn.Module):
     """A block that another runtime computes."""
 
-    def __init__(self, compute: Callable[[list[np.ndarray]], list[np.ndarray]], pack: Callable[[list[Tensor]], Any]) -> None:
+    def __init__(
+        self, compute: Callable[[list[np.ndarray]], list[np.ndarray]], pack: Callable[[list[Tensor]], Any]
+    ) -> None:
         super().__init__()
         self.compute, self.pack = compute, pack
 
@@ -102,13 +105,13 @@ def record(network: nn.Module, run: Callable[[], None]) -> dict[str, list[list[T
     blocks = blocks_of(network)
     recorded = {name: Recorded(block) for name, block in blocks.items()}
     try:
-        for name, block in recorded.items():
-            replace(network, name, block)
+        for name, recorder in recorded.items():
+            replace(network, name, recorder)
         run()
     finally:
         for name, block in blocks.items():
             replace(network, name, block)
-    return {name: block.calls for name, block in recorded.items() if block.calls}
+    return {name: recorder.calls for name, recorder in recorded.items() if recorder.calls}
 
 
 def compile_blocks(
@@ -116,8 +119,8 @@ def compile_blocks(
 ) -> nn.Module:
     """Have the recorded blocks of a network computed by a runtime, in place; gives the network.
 
-    ``precision``: fp32, bf16 or int8; int8 is calibrated on the recorded inputs. Raises UserError when the runtime is not
-    installed or does not have the precision.
+    ``precision``: fp32, bf16 or int8; int8 is calibrated on the recorded inputs. Raises UserError when the runtime is
+    not installed or does not have the precision.
     """
     if precision not in PRECISIONS[runtime]:
         raise UserError(f"the backend {runtime} has {', '.join(PRECISIONS[runtime])}, not {precision}")
@@ -167,7 +170,9 @@ def onnx_session(path: Path) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("the backend onnxruntime is not installed: pip install 'gdfusion_ros[onnx]'") from error
+        raise UserError(
+            "the backend onnxruntime is not installed: pip install 'gdfusion_ros[onnx]'"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -175,7 +180,9 @@ def onnx_session(path: Path) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     return lambda arrays: session.run(None, dict(zip(names, arrays)))
 
 
-def _onnxruntime(block: FlatBlock, precision: str, calls: list[list[Tensor]]) -> Callable[..., list[np.ndarray]]:
+def _onnxruntime(
+    block: FlatBlock, precision: str, calls: list[list[Tensor]]
+) -> Callable[..., list[np.ndarray]]:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
@@ -188,7 +195,9 @@ def _openvino(block: FlatBlock, precision: str, calls: list[list[Tensor]]) -> Ca
     try:
         import openvino
     except ImportError as error:
-        raise UserError("the backend openvino is not installed: pip install 'gdfusion_ros[openvino]'") from error
+        raise UserError(
+            "the backend openvino is not installed: pip install 'gdfusion_ros[openvino]'"
+        ) from error
     with torch.inference_mode(False), torch.no_grad():
         example = tuple(tensor.clone() for tensor in calls[0])
         model = openvino.convert_model(block, example_input=example, input=[tuple(t.shape) for t in example])
@@ -220,4 +229,6 @@ def _quantised(model: Any, calls: Iterable[list[Tensor]]) -> Any:
     except ImportError as error:
         raise UserError("int8 needs nncf: pip install 'gdfusion_ros[openvino]'") from error
     items = [[tensor.numpy() for tensor in inputs] for inputs in calls]
-    return nncf.quantize(model, nncf.Dataset(items), subset_size=len(items), preset=nncf.QuantizationPreset.MIXED)
+    return nncf.quantize(
+        model, nncf.Dataset(items), subset_size=len(items), preset=nncf.QuantizationPreset.MIXED
+    )

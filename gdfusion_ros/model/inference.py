@@ -138,7 +138,7 @@ class FusedNeck(nn.Module):
             convolution = nn.Conv3d(inputs, outputs, 1)
             convolution.weight.copy_(part)
             # The bias once: resizing keeps a constant, and the parts are summed.
-            convolution.bias.copy_(bias if i == 0 else torch.zeros_like(bias))
+            cast(Tensor, convolution.bias).copy_(bias if i == 0 else torch.zeros_like(bias))
             self.parts.append(FusedConvolution(convolution, None, False, precision))
 
     def forward(self, maps: list[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from gdfusion_ros.kernels import head as kernel
@@ -22,6 +24,7 @@ class VoxelHead(nn.Module):
         """(B, inputs, Y, X, Z) to logits (B, classes, Y, X, Z)."""
         features = self.final_conv(x)
         if library.usable(features):
-            return kernel.classifier(features, self.classifier[0], self.classifier[2])
+            first, last = cast(nn.Linear, self.classifier[0]), cast(nn.Linear, self.classifier[2])
+            return kernel.classifier(features, first, last)
         logits: Tensor = self.classifier(features.movedim(1, -1))
         return logits.movedim(-1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +79,10 @@ def batch_norm(dims: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
     return nn.BatchNorm3d if dims == 3 else nn.BatchNorm2d
 
 
-def folded(convolution: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+def folded(convolution: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution or linear layer with the batch norm behind it taken in; for inference."""
-    weight, bias = convolution.weight, convolution.bias
+    weight: Tensor = convolution.weight
+    bias: Tensor | None = convolution.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     if norm is None:
         return weight, bias

@@ -214,7 +214,8 @@ class CotrGF(BEVDetOcc):
         trunk = self.fused_voxels(frame, state, watch)
         with watch.stage("encoder"):
             compact = self.neck(self.encoder(layers_first(trunk.fused.voxels)))
-        output = _head_output(self.head, compact, trunk.features, frame, self.image_size, trunk.depth, watch)
+        head: CompactHead = self.head  # type: ignore[assignment]
+        output = _head_output(head, compact, trunk.features, frame, self.image_size, trunk.depth, watch)
         fused = trunk.fused
         return replace(output, offsets=fused.offsets, offsets_inside=fused.inside), trunk.state
 

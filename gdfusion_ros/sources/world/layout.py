@@ -111,7 +111,7 @@ class Layout:
                     )
                 )
         phases = rng.uniform(0.0, SIGNAL_CYCLE, (len(streets), len(streets)))
-        both_ways: npt.NDArray[np.float64] = np.triu(phases) + np.triu(phases, 1).T
+        both_ways: npt.NDArray[np.float64] = np.add(np.triu(phases), np.triu(phases, 1).T, dtype=np.float64)
         return cls(tuple(streets), both_ways)
 
     def along(self, axis: int) -> list[int]:
