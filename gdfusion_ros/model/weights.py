@@ -121,7 +121,6 @@ def _completed(
     if not temporal.gains or cues & entries.keys():
         return entries
     log.warning("%s has no temporal cues: they are untrained, and change nothing as long as they are", where)
-    randomise(network, 0)
     own = published_entries(network)
     return {**{name: own[name] for name in cues}, **entries}
 

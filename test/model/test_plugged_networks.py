@@ -18,6 +18,7 @@ from gdfusion_ros.geometry import Matrix, transform
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.blocks.depth import DepthNetConfig
 from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
+from gdfusion_ros.model.fusion import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import history_positions, sample_history
 from gdfusion_ros.model.model import OccupancyModel, build_network
 from gdfusion_ros.model.networks.cotr import joined_entries
@@ -266,6 +267,22 @@ def test_the_inference_form_gives_what_the_network_gives(name: str) -> None:
         last = "logits_3" if name == "surroundocc-gf" else "logits"
         error = (seen[1][last] - seen[0][last]).abs() / seen[0][last].abs().max()
         assert float(error.flatten().kthvalue(int(0.99 * error.numel())).values) < 1e-3
+
+
+def test_cues_that_are_plugged_in_begin_as_the_average_of_present_and_history() -> None:
+    grid = VoxelGrid.from_bounds((0.0, 4.0, 1.0), (0.0, 5.0, 1.0), (0.0, 3.0, 1.0))
+    fusion = RecurrentFusion(6, grid, TemporalConfig(warp="grid", gains=True, geometry=False)).eval()
+    shown: dict[str, Tensor] = {}
+    first, second = torch.rand(2, 1, 6, 5, 4, 3)
+    with torch.no_grad():
+        assert torch.equal(fusion(first, None, torch.eye(4)[None], Watch())[0].voxels, first)
+        fusion.gain.fill_(1.0)
+        carried = fusion(first, None, torch.eye(4)[None], Watch())[1]
+        state = TemporalState(1, carried)
+        fused = fusion(second, state, torch.eye(4)[None], Watch(shown.__setitem__))[0].voxels
+
+    assert torch.allclose(shown["voxel_fused"], (first + second) / 2, atol=1e-4)
+    assert float((fused - shown["voxel_fused"]).abs().max()) < 0.5
 
 
 def test_offsets_of_deformable_convolutions_may_have_their_very_old_name(tmp_path: Path) -> None:

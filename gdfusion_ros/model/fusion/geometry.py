@@ -17,6 +17,7 @@ from gdfusion_ros.model.blocks.cameras import (
     to_image,
 )
 from gdfusion_ros.model.blocks.layers import gate
+from gdfusion_ros.model.fusion.beginning import begin_halfway
 
 
 class GeometryState(NamedTuple):
@@ -40,6 +41,9 @@ class GeometryFusion(nn.Module):
         self.history_gate = gate(len(depths))
         self.output_gate = gate(len(depths))
         self.gain = nn.Parameter(torch.zeros(())) if gain else None
+        if gain:
+            begin_halfway(self.history_gate)
+            begin_halfway(self.output_gate)
 
     depths: Tensor
 

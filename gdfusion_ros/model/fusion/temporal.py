@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.config import TemporalConfig
+from gdfusion_ros.model.fusion.beginning import begin_as_average
 from gdfusion_ros.model.fusion.motion import MotionFusion
 from gdfusion_ros.model.fusion.scene import SceneFusion, SceneState
 from gdfusion_ros.model.fusion.voxel import VoxelFusion, VoxelState
@@ -43,6 +44,8 @@ class RecurrentFusion(nn.Module):
         )
         self.scene = SceneFusion(channels, config.scene_rate) if config.scene else None
         self.gain = nn.Parameter(torch.zeros(channels)) if config.gains else None
+        if config.gains:
+            begin_as_average(self.voxel, self.motion, self.scene)
 
     def forward(
         self,
