@@ -237,8 +237,8 @@ class Agreement:
 
     @property
     def worst(self) -> TensorError | None:
-        """The tensor and frame with the largest single error."""
-        return max(self.errors, key=lambda error: _number(error.largest), default=None)
+        """The tensor and frame whose 99.9 % quantile is the largest."""
+        return max(self.errors, key=lambda error: _number(error.quantile), default=None)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def network_parity(folder: Path, images: Path | None) -> dict[str, Any]:
         "network": fixture.config.name,
         "passed": result.passed,
         "worst_tensor": f"{worst.frame}/{worst.name}" if worst else None,
-        "worst_error": worst.largest if worst else None,
+        "worst_error": worst.quantile if worst else None,
         "label_agreement": result.label_agreement,
         "failures": result.failures,
         "excused": result.excused,

@@ -170,6 +170,7 @@ def test_the_time_embedding_stands_still_at_its_trained_maximum() -> None:
     assert torch.equal(fused[1], fused[3])
 
 
+@pytest.mark.timeout(1200)
 def test_a_stream_of_ten_thousand_frames_stays_finite_and_bounded() -> None:
     grid = VoxelGrid((-2.0, -2.0, -1.0), (1.0, 1.0, 1.0), (4, 4, 2))
     fusion = RecurrentFusion(4, grid, TemporalConfig()).eval()
