@@ -99,7 +99,7 @@ class OccupancyModel:
             output, new_state = self.inference_network(batch, state, watch)
             with watch.stage("postprocess"):
                 labels, confidence = self._labels(output)
-                flow = self._flow(output, first=state is None)
+                flow = self._flow(output, labels, first=state is None)
         prediction = Prediction(labels, confidence, flow, watch.timings_ms)
         return prediction, replace(new_state, poses=poses, model=self.name)
 
@@ -225,12 +225,13 @@ class OccupancyModel:
             (probability * 255).round().to(torch.uint8).transpose(0, 1).contiguous().cpu().numpy(),
         )
 
-    def _flow(self, output: NetworkOutput, first: bool) -> Flow | None:
+    def _flow(self, output: NetworkOutput, labels: npt.NDArray[np.uint8], first: bool) -> Flow | None:
         """The flow field (X, Y, Z, 3) over the output grid, where the network has one."""
         if output.velocity is not None:
             vectors = torch.nn.functional.pad(output.velocity[0].transpose(0, 1), (0, 1))
-            valid = torch.ones(self.grid.shape, dtype=torch.bool)
-            return Flow(FlowKind.VELOCITY, vectors.float().contiguous().cpu().numpy(), valid.numpy())
+            # Velocities are learned on what can move; elsewhere the head says whatever it likes.
+            valid = self.label_set.table(self.label_set.movable_ids)[labels]
+            return Flow(FlowKind.VELOCITY, vectors.float().contiguous().cpu().numpy(), valid)
         if output.offsets is None or output.offsets_inside is None:
             return None
         cells = output.offsets[0] if output.offsets.dim() == 5 else output.offsets[0].unsqueeze(1)

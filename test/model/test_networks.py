@@ -187,6 +187,7 @@ def test_a_network_with_a_flow_head_gives_velocities_over_ground() -> None:
     assert flow.kind is FlowKind.VELOCITY
     assert flow.vectors.shape == (*model.grid.shape, 3)
     assert (flow.vectors[..., 2] == 0).all()
+    assert np.array_equal(flow.valid, np.isin(predictions[1].labels, model.label_set.movable_ids))
 
 
 def test_a_missing_camera_and_a_foreign_state_are_named() -> None:

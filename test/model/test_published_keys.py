@@ -10,7 +10,10 @@ from gdfusion_ros.cli.weights import entry_line, expected_entries
 from gdfusion_ros.model.config import load_config, model_names
 
 # Models that have entries of their own because nobody has published weights of theirs.
-UNPUBLISHED = {"gdfusion-small", "cotr-gf", "surroundocc-gf", "openoccupancy-gf"}
+UNPUBLISHED = {
+    *("gdfusion-small", "cotr-gf", "surroundocc-gf", "openoccupancy-gf", "alocc3d-gf-waymo"),
+    *("bevdetocc-single", "fbocc-single", "alocc3d-single"),
+}
 # Networks that share another model's list.
 SAME_NETWORK = {
     "alocc3d-gf-wo-mask": "alocc3d-gf",
