@@ -142,12 +142,12 @@ class FrameRun:
         self.std[name], self.absmax[name] = float(tensor.float().std()), float(tensor.abs().max())
 
 
-def build_model(fixture: NetworkFixture, where: str) -> ReferenceModel:
-    """The fixture's network with the fixture's weights. Raises UserError when they do not fit."""
+def build_model(fixture: NetworkFixture, where: str, kernels: bool = False) -> ReferenceModel:
+    """The fixture's network with the fixture's weights, plain or in its inference form with the CPU kernels. Raises
+    UserError when the weights do not fit."""
     network = build_network(fixture.config)
     load_entries(network, fixture.weights, where, fixture.config.temporal)
-    # The plain network: that its inference form and the kernels give the same is a matter of tests of their own.
-    return ReferenceModel(fixture.config, network, "fixture", kernels=False)
+    return ReferenceModel(fixture.config, network, "fixture", kernels=kernels)
 
 
 def run_network(

@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the real frames of fixtures without images of their own (default: ../../data/nuscenes_scene0103 by DIR)",
     )
+    parser.add_argument(
+        "--kernels",
+        choices=("on", "off"),
+        default="off",
+        help="a whole network in its inference form with the CPU kernels, or the plain one (default: off)",
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
 
 
@@ -35,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"there is no folder {folder}")
     prefixes = sorted(path.with_name(path.name.removesuffix("_meta.json")) for path in folder.glob("*_meta.json"))
     if (folder / "meta.json").is_file():
-        report = network_parity(folder, args.frames)
+        report = network_parity(folder, args.frames, args.kernels == "on")
     elif prefixes:
         report = fusion_parity(prefixes)
     elif list(folder.glob("*_frame*.npz")):
@@ -50,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report["passed"] else 1
 
 
-def network_parity(folder: Path, images: Path | None) -> dict[str, Any]:
+def network_parity(folder: Path, images: Path | None, kernels: bool = False) -> dict[str, Any]:
     """The report on a whole network."""
     from gdfusion_ros.cli.agreement import build_model, compare, run_network
     from gdfusion_ros.cli.fixtures import read_network_fixture
 
     fixture = read_network_fixture(folder, images)
-    model = build_model(fixture, str(folder))
+    model = build_model(fixture, str(folder), kernels)
     print(f"{folder.name}: {fixture.config.name}, {len(fixture.frames)} frames")
     own = []
     begin = time.perf_counter()

@@ -29,12 +29,16 @@ def small_config(name: str) -> ModelConfig:
     config = load_config(name)
     if name == "gdfusion-small":
         return config
-    z = config.grid.z
-    grid = GridConfig((-8.0, 8.0, 0.8), (-8.0, 8.0, 0.8), (z[0], z[1], 0.8), config.grid.frame, config.grid.upsampling)
+    grid, z = config.grid, config.grid.z
+    flat: tuple[float, float, float] = (-8.0, 8.0, 0.8)
     if name == "fbocc-gf":
-        grid = GridConfig((-40.0, 40.0, 3.2), (-40.0, 40.0, 3.2), (-1.0, 5.4, 1.6), config.grid.frame, config.grid.upsampling)
-    bins = dataclasses.replace(config.depth, upper=config.depth.lower + 8 * config.depth.step)
-    return dataclasses.replace(config, image=dataclasses.replace(config.image, height=64, width=96), grid=grid, depth=bins)
+        flat, z = (-40.0, 40.0, 3.2), (-1.0, 5.4, 1.6)
+    return dataclasses.replace(
+        config,
+        image=dataclasses.replace(config.image, height=64, width=96),
+        grid=GridConfig(flat, flat, (z[0], z[1], 1.6 if name == "fbocc-gf" else 0.8), grid.frame, grid.upsampling),
+        depth=dataclasses.replace(config.depth, upper=config.depth.lower + 8 * config.depth.step),
+    )
 
 
 def inputs(config: ModelConfig, device: str = "cpu") -> list[NetworkInput]:
