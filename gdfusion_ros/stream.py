@@ -76,7 +76,9 @@ class SequenceRules:
             return "time_went_back"
         if seconds > self.max_gap:
             return "gap"
-        moved = np.linalg.norm(frame.world_from_ego[:3, 3] - np.reshape(previous.world_from_ego, (4, 4))[:3, 3])
+        moved = np.linalg.norm(
+            frame.world_from_ego[:3, 3] - np.reshape(previous.world_from_ego, (4, 4))[:3, 3]
+        )
         if moved > self.max_speed * seconds + self.pose_slack:
             return "pose_jump"
         digest = FrameDigest.of(frame)
@@ -194,11 +196,14 @@ class OccupancyStream:
             weights, sequence = str(note["weights"]), int(note["sequence"])
             previous = _digest_from_json(note["previous"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} holds a temporal state, but not what a stream needs to go on from it") from None
+            raise UserError(
+                f"{path} holds a temporal state, but not what a stream needs to go on from it"
+            ) from None
         state = TemporalState.load(path, self.model.device)
         if state.model != self.model.name or weights != self.model.weights:
             raise UserError(
-                f"{path} is the state of {state.model} with {weights}, not of {self.model.name} with {self.model.weights}"
+                f"{path} is the state of {state.model} with {weights}, "
+                f"not of {self.model.name} with {self.model.weights}"
             )
         self.state, self._previous, self._pending_reset = state, previous, None
         self.sequence = sequence
@@ -233,5 +238,3 @@ def _check_finite(frame: CameraFrame) -> None:
     for what, matrix in matrices:
         if not np.isfinite(matrix).all():
             raise ValueError(f"frame at {frame.stamp_ns} ns: {what} holds a number that is not finite")
-
-
