@@ -331,13 +331,11 @@ def begin_history(network: nn.Module) -> None:
         identity = torch.eye(temporal.voxel.channels)
         _set_pointwise(temporal.voxel.each, identity)
         _set_pointwise(temporal.voxel.merge, torch.cat([identity, identity], dim=1) / 2)
-        last = temporal.voxel.time_embedding[-1]
-        last.weight.zero_()
-        last.bias.zero_()
+        for parameter in temporal.voxel.time_embedding[-1].parameters():
+            parameter.zero_()
     if temporal.motion is not None:
-        temporal.motion.offset.weight.zero_()
-        if temporal.motion.offset.bias is not None:
-            temporal.motion.offset.bias.zero_()
+        for parameter in temporal.motion.offset.parameters():
+            parameter.zero_()
     if temporal.scene is not None:
         temporal.scene.query.weight.copy_(torch.eye(len(temporal.scene.query.weight)))
         temporal.scene.value.weight.copy_(temporal.scene.key.weight)
@@ -347,6 +345,9 @@ def begin_history(network: nn.Module) -> None:
 def _set_pointwise(layer: nn.Sequential, weight: Tensor) -> None:
     """Make a convolution of one cell with its norm a product with ``weight``."""
     convolution, norm = layer[0], layer[1]
+    assert isinstance(convolution, (nn.Conv2d, nn.Conv3d)), "this is what a pointwise layer begins with"
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert convolution.bias is not None
     convolution.weight.copy_(weight.view_as(convolution.weight))
     convolution.bias.zero_()
     norm.reset_parameters()
