@@ -7,8 +7,10 @@ chance.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gdfusion_ros.model.fusion.motion import MotionFusion
 from gdfusion_ros.model.fusion.scene import SceneFusion
@@ -25,8 +27,9 @@ def begin_as_average(voxel: VoxelFusion | None, motion: MotionFusion | None, sce
         for sequence, share in ((voxel.each, 1.0), (voxel.merge, 0.5)):
             convolution = sequence[0]
             _zero(convolution)
-            outputs = convolution.weight.shape[0]
-            for part in convolution.weight.split(outputs, dim=1):
+            weight = cast(Tensor, convolution.weight)
+            outputs = weight.shape[0]
+            for part in weight.split(outputs, dim=1):
                 part.view(outputs, outputs).copy_(share * torch.eye(outputs))
     if scene is not None:
         for name, parameter in scene.named_parameters():
