@@ -22,18 +22,13 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
-from tf2_msgs.msg import TFMessage
 
 from gdfusion_ros.assembly.assembler import FrameAssembler
 from gdfusion_ros.assembly.loading import LoadedImage, load_image
@@ -45,6 +40,7 @@ from gdfusion_ros.ros.diagnostics import Health
 from gdfusion_ros.ros.inference import InferenceWorker
 from gdfusion_ros.ros.parameters import Settings, changed, declare
 from gdfusion_ros.ros.publishers import OccupancyPublishers
+from gdfusion_ros.ros.subscriptions import Subscriptions
 from gdfusion_ros.stream import OccupancyStream
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -61,8 +57,8 @@ class _Running:
     assembler: FrameAssembler
     worker: InferenceWorker
     decoders: ThreadPoolExecutor
-    subscriptions: list[Any]
-    timers: list[Any]
+    subscriptions: Subscriptions
+    timer: Any
 
 
 class OccupancyNode(LifecycleNode):  # type: ignore[misc]
@@ -169,20 +165,18 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
             stream.load(Path(state_file))
             self.get_logger().info(f"temporal state read from {state_file}")
         worker = InferenceWorker(assembler, stream, self._deliver, self._on_failure)
-        self._running = _Running(assembler, worker, decoders, [], [])
         worker.start()
-        self._subscribe(self.rig, self._running)
-        self._running.timers.append(self.create_timer(0.05, self._advance, clock=self._steady))
+        subscriptions = Subscriptions(self, self.rig, self.settings, assembler, self._advance, self._on_image)
+        timer = self.create_timer(0.05, self._advance, clock=self._steady)
+        self._running = _Running(assembler, worker, decoders, subscriptions, timer)
         self.get_logger().info(f"active: {len(self.rig.cameras)} cameras, anchor {self.rig.anchor}")
 
     def _deactivate(self) -> None:
         running, self._running = self._running, None
         if running is None:
             return
-        for subscription in running.subscriptions:
-            self.destroy_subscription(subscription)
-        for timer in running.timers:
-            self.destroy_timer(timer)
+        running.subscriptions.destroy()
+        self.destroy_timer(running.timer)
         running.worker.stop()
         running.decoders.shutdown(wait=True, cancel_futures=True)
         if self.settings.flag("save_state_on_exit"):
@@ -201,94 +195,21 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         self._deactivate()
         self._clean_up()
 
-    def _subscribe(self, rig: Rig, running: _Running) -> None:
-        reliable = self.settings.text("image_reliability") == "reliable"
-        sensor = QoSProfile(
-            depth=int(self.settings.number("image_depth")),
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        )
-        overridable = QoSOverridingOptions.with_default_policies()
-        image_type = CompressedImage if rig.transport == "compressed" else Image
-        add = running.subscriptions.append
-        for camera in rig.cameras:
-            add(
-                self.create_subscription(
-                    image_type,
-                    camera.image,
-                    self._image_callback(running, camera.name),
-                    sensor,
-                    qos_overriding_options=overridable,
-                )
-            )
-            if camera.info:
-                add(
-                    self.create_subscription(
-                        CameraInfo, camera.info, self._info_callback(running, camera.name), sensor
-                    )
-                )
-        static = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        add(
-            self.create_subscription(
-                TFMessage, "/tf", self._tf_callback(running, False), QoSProfile(depth=100)
-            )
-        )
-        add(self.create_subscription(TFMessage, "/tf_static", self._tf_callback(running, True), static))
-        if rig.motion == "odometry":
-            odometry = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
-            add(
-                self.create_subscription(
-                    Odometry, rig.odometry_topic, self._odometry_callback(running), odometry
-                )
-            )
+    # What comes in.
 
-    # What comes in. Callbacks run in the executor's thread, one at a time.
-
-    def _image_callback(self, running: _Running, camera: str) -> Callable[[Any], None]:
-        is_anchor = self.rig is not None and camera == self.rig.anchor
-
-        def callback(message: Any) -> None:
-            self.health.cameras[camera].arrived()
-            if is_anchor:
-                self._note_arrival(message)
-            running.assembler.handle_image(camera, message, self._now_ns())
-            self._advance()
-
-        return callback
-
-    def _info_callback(self, running: _Running, camera: str) -> Callable[[Any], None]:
-        def callback(message: Any) -> None:
-            running.assembler.handle_camera_info(camera, message)
-            self._advance()
-
-        return callback
-
-    def _tf_callback(self, running: _Running, static: bool) -> Callable[[Any], None]:
-        def callback(message: Any) -> None:
-            running.assembler.handle_transforms(message, static)
-            self._advance()
-
-        return callback
-
-    def _odometry_callback(self, running: _Running) -> Callable[[Any], None]:
-        def callback(message: Any) -> None:
-            running.assembler.handle_odometry(message)
-            self._advance()
-
-        return callback
-
-    def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
-
-    def _note_arrival(self, message: Any) -> None:
+    def _on_image(self, camera: str, message: Any) -> None:
+        self.health.cameras[camera].arrived()
+        if self.rig is None or camera != self.rig.anchor:
+            return
         stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         self._arrivals[stamp] = time.perf_counter()
         while len(self._arrivals) > 64:
-            self._arrivals.pop(next(iter(self._arrivals)))
+            self._arrivals.pop(next(iter(self._arrivals)), None)
 
     def _advance(self) -> None:
         if self._running is None:
             return
-        for frame in self._running.assembler.poll(self._now_ns()):
+        for frame in self._running.assembler.poll(int(self.get_clock().now().nanoseconds)):
             self._running.worker.submit(frame)
 
     def _load(self, camera: str, message: Any, raw: bool, /) -> LoadedImage:
