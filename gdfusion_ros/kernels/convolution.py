@@ -35,9 +35,7 @@ def transform(weight: Tensor, bias: Tensor) -> WinogradWeights:
     return WinogradWeights(pack(points), bias.contiguous(), inputs, outputs, len(kernel))
 
 
-def convolve(
-    x: Tensor, weights: WinogradWeights, relu: bool | int, residual: Tensor | None = None
-) -> Tensor:
+def convolve(x: Tensor, weights: WinogradWeights, relu: bool | int, residual: Tensor | None = None) -> Tensor:
     """The convolution of (B, I, ...) with zero padding of one cell, plus bias and residual (B, O, ...), then ReLU.
 
     ``relu``: True and False for all outputs and none, or the number of outputs, from the first, that have it. The
@@ -51,7 +49,15 @@ def convolve(
     for i in range(len(cells)):
         call(
             "convolution",
-            *(cells[i], weights.inputs, weights.inputs, weights.points, weights.bias, weights.outputs, rectified),
+            *(
+                cells[i],
+                weights.inputs,
+                weights.inputs,
+                weights.points,
+                weights.bias,
+                weights.outputs,
+                rectified,
+            ),
             *(None if added is None else added[i], weights.outputs, a, b, c, weights.dims, out[i]),
         )
     return out.movedim(-1, 1)

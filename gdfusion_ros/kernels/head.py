@@ -41,5 +41,16 @@ def classify(
     allowed = torch.ones(channels - skipped, dtype=torch.uint8)
     allowed[list(excluded)] = 0
     labels, confidence = (torch.empty(x, y, z, dtype=torch.uint8) for _ in range(2))
-    call("classify", logits.movedim(0, -1).contiguous(), allowed, channels, skipped, x, y, z, labels, confidence)
+    call(
+        "classify",
+        logits.movedim(0, -1).contiguous(),
+        allowed,
+        channels,
+        skipped,
+        x,
+        y,
+        z,
+        labels,
+        confidence,
+    )
     return labels.numpy(), confidence.numpy()

@@ -55,7 +55,18 @@ def motion(
         call(
             "motion",
             *(cells[b], weight.contiguous(), bias.contiguous(), None if before is None else before[b]),
-            *(transforms[b].contiguous(), channels, x, y, z, dims, float(rate), offsets[b], positions[b], inside[b]),
+            *(
+                transforms[b].contiguous(),
+                channels,
+                x,
+                y,
+                z,
+                dims,
+                float(rate),
+                offsets[b],
+                positions[b],
+                inside[b],
+            ),
         )
     if flat:
         return Moved(volume(offsets, True), positions.squeeze(3), inside.squeeze(3))
@@ -98,7 +109,19 @@ def voxel_fusion(
     ]
     out = torch.empty_like(cells)
     for b in range(batch):
-        call("voxel_fusion", cells[b], old[b], places[b], *parameters, channels, x, y, z, places.shape[-1], out[b])
+        call(
+            "voxel_fusion",
+            cells[b],
+            old[b],
+            places[b],
+            *parameters,
+            channels,
+            x,
+            y,
+            z,
+            places.shape[-1],
+            out[b],
+        )
     return volume(out, voxels.dim() == 4)
 
 

@@ -27,7 +27,9 @@ INTERFACE = 1
 PANELS = {"baseline": 8, "avx2": 16, "avx512": 32}
 """Columns that a packed matrix is padded to, by instruction set: PANEL in simd.h."""
 
-_switched_on: ContextVar[bool] = ContextVar("gdfusion_kernels", default=os.environ.get("GDFUSION_KERNELS", "1") != "0")
+_switched_on: ContextVar[bool] = ContextVar(
+    "gdfusion_kernels", default=os.environ.get("GDFUSION_KERNELS", "1") != "0"
+)
 _instruction_set: ContextVar[str | None] = ContextVar("gdfusion_instruction_set", default=None)
 
 
@@ -90,11 +92,11 @@ def restricted_to(name: str) -> Iterator[None]:
         _instruction_set.reset(token)
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether kernels may be called on these tensors, here and now."""
+def usable(*tensors: Tensor, gradient: bool = False) -> bool:
+    """Whether kernels may be called on these tensors, here and now; ``gradient``: ones that know their gradient."""
     return (
         _switched_on.get()
-        and not torch.is_grad_enabled()
+        and (gradient or not torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and all(_is_plain(tensor) for tensor in tensors)

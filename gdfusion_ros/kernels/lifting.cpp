@@ -60,6 +60,33 @@ GDFUSION_KERNEL(lift_nearest)
     }
 }
 
+// The gradient of `lift_nearest`: `gradient` (cells, channels) of its output; `cell_of` (points), -1 outside the grid.
+// of_table and of_weights are shaped as table and weights, all of them written.
+GDFUSION_KERNEL(lift_nearest_gradient)
+(const float* table, const float* weights, const float* gradient, const int32_t* cell_of, int64_t cameras, int64_t depths,
+ int64_t pixels, int64_t channels, float* of_table, float* of_weights, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < cameras * pixels; ++row) {
+        const int64_t camera = row / pixels, pixel = row % pixels;
+        const float* features = table + row * channels;
+        float* of_features = of_table + row * channels;
+        memset(of_features, 0, static_cast<size_t>(channels) * 4);
+        for (int64_t d = 0; d < depths; ++d) {
+            const int64_t point = (camera * depths + d) * pixels + pixel;
+            of_weights[point] = 0;
+            if (cell_of[point] < 0) continue;
+            const float* g = gradient + cell_of[point] * channels;
+            add_scaled(of_features, g, weights[point], channels);
+            Vector product{};
+            int64_t c = 0;
+            for (; c + LANES <= channels; c += LANES) product += load(features + c) * load(g + c);
+            float total = ::sum(product);
+            for (; c < channels; ++c) total += features[c] * g[c];
+            of_weights[point] = total;
+        }
+    }
+}
+
 // Trilinear: each point over the eight cells around it. As above, with cells counted from -1.
 GDFUSION_KERNEL(lift_trilinear)
 (const float* table, const float* weights, const float* coordinates, const int32_t* starts, const int32_t* order,

@@ -1,9 +1,9 @@
-"""Lifting over points sorted by cell; twin: ``gdfusion_ros.model.blocks.lifting.splat``."""
+"""Lifting over points sorted by cell, with its gradient; twin: ``gdfusion_ros.model.blocks.lifting.splat``."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Ranks(NamedTuple):
     """(cells + 1) where each cell's points begin in ``order``."""
     order: Tensor
     """(P,)."""
+    cells: Tensor
+    """(P,) the cell of each point, -1 outside the grid."""
 
 
 class RankCache:
@@ -55,26 +57,74 @@ def rank_points(coordinates: Tensor, shape: tuple[int, int, int], trilinear: boo
     starts = torch.empty(x * y * z + 1, dtype=torch.int32)
     order, cells = (torch.empty(len(coordinates), dtype=torch.int32) for _ in range(2))
     call("rank_points", coordinates, len(coordinates), *shape, first, starts, order, cells)
-    return Ranks(coordinates, starts, order)
+    return Ranks(coordinates, starts, order, cells)
 
 
 def splat(
     context: Tensor, coordinates: Tensor, weights: Tensor, shape: tuple[int, int, int], trilinear: bool
 ) -> Tensor:
-    """Voxel features (C, Y, X, Z), channels last in memory.
+    """Voxel features (C, Y, X, Z), channels last in memory; with a gradient unless ``trilinear``.
 
     ``context`` (N, C, h, w); ``coordinates`` (N, P, h, w, 3) of each pixel's P points in cells of a grid of shape
     (X, Y, Z); ``weights`` (N, P, h, w).
     """
-    _, channels, h, w = context.shape
-    depths = coordinates.shape[1]
     table, flat, shares = cells_first(context), coordinates.reshape(-1, 3).contiguous(), weights.contiguous()
-    ranks = _cache.ranks(flat, shape, trilinear)
-    x, y, z = shape
-    out = context.new_empty(y, x, z, channels)
-    sizes = (depths, h * w, channels)
-    if trilinear:
-        call("lift_trilinear", table, shares, flat, ranks.starts, ranks.order, *sizes, *shape, out)
+    ranks = _cache.ranks(flat.detach(), shape, trilinear)
+    if not trilinear:
+        out: Tensor = _Nearest.apply(table, shares, ranks, shape)  # type: ignore[no-untyped-call]
     else:
-        call("lift_nearest", table, shares, ranks.starts, ranks.order, *sizes, x * y * z, out)
+        x, y, z = shape
+        out = table.new_empty(y, x, z, table.shape[-1])
+        call(
+            "lift_trilinear",
+            table,
+            shares,
+            flat,
+            ranks.starts,
+            ranks.order,
+            *_sizes(table, shares),
+            *shape,
+            out,
+        )
     return out.permute(3, 0, 1, 2)
+
+
+class _Nearest(torch.autograd.Function):
+    """Rows of voxels (Y, X, Z, C) from a table (N, h, w, C) and weights (N, P, h, w)."""
+
+    @staticmethod
+    def forward(
+        context: Any, table: Tensor, weights: Tensor, ranks: Ranks, shape: tuple[int, int, int]
+    ) -> Tensor:
+        context.save_for_backward(table, weights)
+        context.ranks = ranks
+        x, y, z = shape
+        out = table.new_empty(y, x, z, table.shape[-1])
+        call(
+            "lift_nearest", table, weights, ranks.starts, ranks.order, *_sizes(table, weights), x * y * z, out
+        )
+        return out
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        table, weights = context.saved_tensors
+        of_table, of_weights = torch.empty_like(table), torch.empty_like(weights)
+        call(
+            "lift_nearest_gradient",
+            *(
+                table,
+                weights,
+                gradient.contiguous(),
+                context.ranks.cells,
+                len(table),
+                *_sizes(table, weights),
+            ),
+            *(of_table, of_weights),
+        )
+        return of_table, of_weights, None, None
+
+
+def _sizes(table: Tensor, weights: Tensor) -> tuple[int, int, int]:
+    """Depths, pixels and channels."""
+    _, h, w, channels = table.shape
+    return weights.shape[1], h * w, channels

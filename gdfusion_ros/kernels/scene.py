@@ -26,7 +26,9 @@ def gradient(
     return d_weight.float(), d_bias[:, None].float(), d_scale[:, None].float(), d_shift[:, None].float()
 
 
-def output(cells: Tensor, query: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def output(
+    cells: Tensor, query: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
     """``layer_norm(weight @ q + bias) * scale + shift + q`` with q = query @ u for every row u of ``cells`` (N, C)."""
     count, channels = cells.shape
     stacked, start = _stack(weight @ query, bias, query)

@@ -19,7 +19,13 @@ def cost_volume(
     cost = current.new_empty(images, h, w, len(depths))
     call(
         "cost_volume",
-        *(cells_first(current), cells_first(previous), projections.contiguous(), x.contiguous(), y.contiguous()),
+        *(
+            cells_first(current),
+            cells_first(previous),
+            projections.contiguous(),
+            x.contiguous(),
+            y.contiguous(),
+        ),
         *(depths.contiguous(), images, h, w, channels, len(depths), witness, cost),
     )
     return cost.permute(0, 3, 1, 2)

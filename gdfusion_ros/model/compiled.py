@@ -21,6 +21,7 @@ Runtime = Literal["openvino", "onnxruntime"]
 
 BLOCKS = (
     "image_encoder",
+    "depth_net.mix",
     "depth_net.reduce_conv",
     "depth_net.cost_volume_net",
     "depth_net.depth_conv",
@@ -28,6 +29,7 @@ BLOCKS = (
     "encoder",
     "neck",
     "head.final_conv",
+    "classifier",
 )
 """Where the families keep their blocks; a network has those that it has."""
 PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32",)}

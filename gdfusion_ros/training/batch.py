@@ -19,9 +19,7 @@ from gdfusion_ros.model.images import network_image
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.training.data import DEPTH_STEP, Sequence
 from gdfusion_ros.training.lidar import ego_from_grid, in_grid_order
-
-HIDDEN_WEIGHT = 0.5
-"""Of a voxel that is hidden now and was seen before, in the loss; a visible one has 1, all others 0."""
+from gdfusion_ros.training.losses import HIDDEN_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,16 @@ class Targets:
 
 
 def collate(
-    samples: list[tuple[Sequence, int]], config: ModelConfig, stride: int, first: bool = True
+    samples: list[tuple[Sequence, int]],
+    config: ModelConfig,
+    stride: int,
+    first: bool = True,
+    unseen: float = 0.0,
 ) -> tuple[NetworkInput, Targets]:
     """A batch from (sequence, frame) pairs for the network of a configuration.
 
-    ``stride``: image pixels of a feature cell; ``first``: the frames begin sequences, so they have no ego motion.
+    ``stride``: image pixels of a feature cell; ``first``: the frames begin sequences, so they have no ego motion;
+    ``unseen``: the weight of voxels that no camera has seen yet.
     """
     images = np.stack([sequence.images[i] for sequence, i in samples])
     grid, bins = config.grid.output, config.depth
@@ -51,7 +54,10 @@ def collate(
     # The published networks move their history by the ego's motion, whatever frame their grid lies in.
     moving = ego_from_grid(grid) if config.temporal.warp == "grid" else np.eye(4)
     motions = [_motion(sequence, i, first, moving) for sequence, i in samples]
-    weights = [sequence.visible[i] + HIDDEN_WEIGHT * sequence.hidden[i] for sequence, i in samples]
+    weights = [
+        np.where(sequence.visible[i], 1.0, np.where(sequence.hidden[i], HIDDEN_WEIGHT, unseen))
+        for sequence, i in samples
+    ]
     known, label_of = _label_table(config.labels.labels)
     weights = [
         weight * known[sequence.labels[i]] for weight, (sequence, i) in zip(weights, samples, strict=True)

@@ -52,23 +52,36 @@ class Sequence:
 
 
 class WorldSequences:
-    """Training sequences by number. One in four has drifting poses, three in five another rig than nuScenes' own."""
+    """Training sequences by number: ``count`` drawn ones, then the same in the mirror.
+
+    One in four has drifting poses, three in five another rig than nuScenes' own.
+    """
 
     def __init__(
         self,
+        count: int,
         frames: int,
         image_size: tuple[int, int],
         cache: Path | None = None,
         grid: VoxelGrid = GRID,
         first_seed: int = TRAINING_SEEDS,
     ) -> None:
+        self.count = count
         self.frames = frames
         self.image_size = image_size
         self.grid = grid
         self.cache = cache
         self.first_seed = first_seed
 
+    def __len__(self) -> int:
+        # A grid that reaches further to one side has no mirror image.
+        return self.count * (2 if np.isclose(self.grid.minimum[1], -self.grid.maximum[1]) else 1)
+
     def __getitem__(self, number: int) -> Sequence:
+        again, drawn = divmod(number, self.count)
+        return mirrored(self._stored(drawn)) if again else self._stored(drawn)
+
+    def _stored(self, number: int) -> Sequence:
         path = (
             None
             if self.cache is None
@@ -90,6 +103,30 @@ class WorldSequences:
         noise = float(rng.uniform(0.02, 0.08)) if rng.random() < 0.25 else 0.0
         source = WorldSource(seed, self.frames, rig, self.image_size, self.grid, pose_noise=noise)
         return _stack([*source.pairs()])
+
+
+def mirrored(sequence: Sequence) -> Sequence:
+    """The sequence in a mirror that stands lengthwise in the vehicle: left becomes right, on a grid that reaches as
+    far to both sides."""
+    left_right, horizontal = np.diag([1.0, -1.0, 1.0, 1.0]), np.diag([-1.0, 1.0, 1.0, 1.0])
+    scale, left, _ = sequence.image_transform.T
+    intrinsics = sequence.intrinsics.copy()
+    # Column i of the transformed image becomes column W - 1 - i.
+    intrinsics[:, 0, 2] = (sequence.images.shape[3] - 1 + 2 * left) / scale - intrinsics[:, 0, 2]
+    intrinsics[:, 0, 1] *= -1
+    return Sequence(
+        images=sequence.images[:, :, :, ::-1],
+        depth=sequence.depth[..., ::-1],
+        labels=sequence.labels[:, :, ::-1],
+        visible=sequence.visible[:, :, ::-1],
+        hidden=sequence.hidden[:, :, ::-1],
+        velocity=sequence.velocity[:, :, ::-1] * np.array([1, -1], dtype=np.float32),
+        intrinsics=intrinsics,
+        image_transform=sequence.image_transform,
+        ego_from_camera=left_right @ sequence.ego_from_camera @ horizontal,
+        world_from_ego=left_right @ sequence.world_from_ego @ left_right,
+        world_from_ego_at_exposure=left_right @ sequence.world_from_ego_at_exposure @ left_right,
+    )
 
 
 def _stack(pairs: list[tuple[CameraFrame, GroundTruth]]) -> Sequence:

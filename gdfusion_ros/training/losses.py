@@ -13,6 +13,8 @@ _WORLD_COUNTS = {
     "traffic_cone": 13.0, "truck": 67.0, "driveable_surface": 1298.0, "sidewalk": 619.0, "terrain": 491.0,
     "manmade": 711.0, "vegetation": 355.0, "free": 19299.0,
 }  # fmt: skip
+HIDDEN_WEIGHT = 0.5
+"""Of a voxel that is hidden now and was seen before; a visible one has 1, others less than this."""
 MOVING = 0.5
 """Metres per second from which a voxel counts as moving."""
 
@@ -33,7 +35,7 @@ def occupancy_loss(
     ``labels`` and ``weight`` are (B, Y, X, Z), ``class_weights`` one for each label. With a channel more than
     labels, the first stands for nothing and channel k for label k - 1. The Jaccard loss (Rahman and Wang 2016) is
     1 - intersection / union with probabilities for counts, a mean over the classes in ``labels`` that are not free:
-    it asks for what mIoU counts, however rare a class is.
+    it asks for what mIoU counts, however rare a class is, and only of voxels that are or were seen.
     """
     chosen = weight > 0
     picked = logits.movedim(1, -1)[chosen].float()
@@ -44,6 +46,7 @@ def occupancy_loss(
     scale = weight * class_weights[label]
     cross_entropy = (cross_entropy * scale).sum() / scale.sum()
 
+    weight = weight * (weight >= HIDDEN_WEIGHT)
     probabilities = picked.softmax(dim=-1) * weight[:, None]
     classes = picked.shape[1]
     own = probabilities.gather(1, target[:, None])[:, 0]

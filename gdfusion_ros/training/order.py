@@ -43,6 +43,9 @@ class Loader:
         # Spawned, not forked: a fork of a process with threads may hang.
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
 
+    def __len__(self) -> int:
+        return len(self._sequences)
+
     def __getitem__(self, number: int) -> Sequence:
         if number in self._held:
             self._held.move_to_end(number)

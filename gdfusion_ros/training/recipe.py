@@ -20,6 +20,9 @@ class LossWeights:
     jaccard: float = 1.0
     depth: float = 0.3
     flow: float = 0.1
+    unseen: float = 0.0
+    """Of a voxel that no camera has seen yet, against 1 of a visible one, in the cross-entropy: what stands there can
+    only be guessed, but a house is better guessed solid."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Recipe:
     data: Literal["world", "folder"]
     """``world``: sequences of the made-up world. ``folder``: nuScenes with Occ3D's annotations."""
     sequences: int
-    """How many different sequences of the world there are; they begin anew after the last. Of a folder, all."""
+    """How many different sequences of the world there are. After the last they come once more, mirrored, and then
+    anew. Of a folder, all."""
     frames: int
     """Consecutive frames of a sequence."""
     stages: tuple[Stage, ...]
@@ -74,6 +78,8 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 5.0
     """Largest norm of the gradient."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the convolutional blocks compute in. ``bf16`` is twice as fast where the processor has its arithmetic."""
     average: float = 0.998
     """Decay a step of the moving average of the weights, which is what a training gives."""
 

@@ -27,6 +27,7 @@ from gdfusion_ros.training.lidar import ego_grid
 from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, world_class_weights
 from gdfusion_ros.training.nuscenes import NuScenesSequences
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
+from gdfusion_ros.training.precision import compute_in_bfloat16
 from gdfusion_ros.training.recipe import Recipe, Stage
 
 CHECKPOINT = "checkpoint.pt"
@@ -54,7 +55,7 @@ class Trainer:
         """``minutes`` replaces the stages' steps by their share of a time. ``config`` replaces the recipe's model.
         ``nuscenes`` are the sequences of a recipe whose data is ``folder``.
         """
-        self.recipe = recipe if nuscenes is None else dataclasses.replace(recipe, sequences=len(nuscenes))
+        self.recipe = recipe
         self.out = out
         self.minutes = minutes
         self.config = config or load_config(recipe.model)
@@ -69,6 +70,8 @@ class Trainer:
             if isinstance(module, nn.Conv2d):  # a third faster on a CPU
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.single = without_history(self.network, self.config)
+        if recipe.precision == "bf16":
+            compute_in_bfloat16(self.network)
         self.stage = self.step = 0
         self.seconds = 0.0
         self.state: TemporalState | None = None
@@ -94,7 +97,7 @@ class Trainer:
             return Loader(nuscenes, 0, CHUNK + 1 if shuffled else streams)
         size = (self.config.image.height, self.config.image.width)
         grid = ego_grid(self.config.grid.output)
-        return Loader(WorldSequences(self.recipe.frames, size, cache, grid), workers)
+        return Loader(WorldSequences(self.recipe.sequences, self.recipe.frames, size, cache, grid), workers)
 
     def stop(self) -> None:
         """Let the training end after the step it is in. Signal handlers may call this."""
@@ -178,21 +181,23 @@ class Trainer:
 
     def _batch(self, stage: Stage) -> tuple[NetworkInput, Targets, bool]:
         """The step's frames, and whether they begin sequences."""
-        r = self.recipe
+        r, sequences = self.recipe, len(self.loader)
         slots = stage.batch * self.processes
         mine = range(self.rank * stage.batch, (self.rank + 1) * stage.batch)
         if stage.history:
             ahead = r.frames
-            where = [stream_frame(self.step, slot, slots, r.sequences, r.frames) for slot in mine]
-            coming = [stream_frame(self.step + ahead, slot, slots, r.sequences, r.frames) for slot in mine]
+            where = [stream_frame(self.step, slot, slots, sequences, r.frames) for slot in mine]
+            coming = [stream_frame(self.step + ahead, slot, slots, sequences, r.frames) for slot in mine]
         else:
-            where = [single_frame(self.step * slots + slot, r.sequences, r.frames, r.seed) for slot in mine]
-            soon = (self.step * slots) // (min(CHUNK, r.sequences) * r.frames)
-            coming = [((soon * CHUNK + i) % r.sequences, 0) for i in range(CHUNK + 4)]
+            where = [single_frame(self.step * slots + slot, sequences, r.frames, r.seed) for slot in mine]
+            soon = (self.step * slots) // (min(CHUNK, sequences) * r.frames)
+            coming = [((soon * CHUNK + i) % sequences, 0) for i in range(CHUNK + 4)]
         self.loader.expect(number for number, _ in coming)
         first = not stage.history or where[0][1] == 0
         stride = self.config.image.height // self._depth_rows
-        frame, targets = collate([(self.loader[n], i) for n, i in where], self.config, stride, first)
+        frame, targets = collate(
+            [(self.loader[n], i) for n, i in where], self.config, stride, first, stage.losses.unseen
+        )
         return frame, targets, first
 
     @property

@@ -94,6 +94,28 @@ def test_lifting_equals_its_twin(trilinear: bool, channels: int, shape: tuple[in
     assert_close(splat(*arguments), twin(splat, *arguments))
 
 
+@pytest.mark.parametrize(("channels", "shape"), [(32, (8, 6, 4)), (5, (3, 7, 2)), (24, (9, 5, 1))])
+def test_the_gradient_of_lifting_equals_that_of_its_twin(channels: int, shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(channels)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (1.0, 1.0, 1.0), shape)
+
+    def gradients() -> list[Tensor]:
+        context, weights = torch.randn(2, 3, channels, 4, 5), torch.rand(2, 3, 7, 4, 5)
+        points = torch.randn(2, 3, 7, 4, 5, 3) * 4
+        inputs = [context.requires_grad_(), weights.requires_grad_()]
+        volume = splat(context, points, weights, grid, trilinear=False)
+        return [volume.detach(), *torch.autograd.grad((volume * torch.randn(volume.shape)).sum(), inputs)]
+
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(channels)
+        by_kernel = gradients()
+        torch.manual_seed(channels)
+        by_torch = twin(gradients)
+    assert not torch.equal(by_torch[1], torch.zeros_like(by_torch[1]))
+    for kernel, plain in zip(by_kernel, by_torch, strict=True):
+        assert_close(kernel, plain)
+
+
 def test_ranks_are_computed_once_for_a_calibration_and_again_for_another() -> None:
     cache = lifting.RankCache()
     places = torch.rand(1000, 3) * 5

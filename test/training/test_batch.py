@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from gdfusion_ros.model.config import DepthBins, load_config
+from gdfusion_ros.model.config import DepthBins, ImageConfig, load_config
 from gdfusion_ros.model.model import load_model
 from gdfusion_ros.sources.world import TRAINING_SEEDS, WorldSource
 from gdfusion_ros.training.batch import collate, depth_target
@@ -40,10 +42,60 @@ def test_targets_are_the_ground_truth_with_rows_of_y(pairs):
 
 
 def test_a_stored_sequence_reads_back_as_it_was(tmp_path):
-    drawn = WorldSequences(2, (32, 64), tmp_path)
+    drawn = WorldSequences(1, 2, (32, 64), tmp_path)
     first, again = drawn[0], drawn[0]
     for name, array in vars(first).items():
         assert np.array_equal(array, getattr(again, name)), name
+
+
+def test_the_second_half_of_the_sequences_is_the_first_in_the_mirror():
+    sequences = WorldSequences(1, 2, (32, 64))
+    assert len(sequences) == 2
+    drawn, mirrored = sequences[0], sequences[1]
+    assert np.array_equal(mirrored.labels, drawn.labels[:, :, ::-1])
+    assert np.array_equal(mirrored.velocity[..., 1], -drawn.velocity[:, :, ::-1, :, 1])
+    # A point to the left of the vehicle is where its mirror image, to the right, is in the mirrored images.
+    config = dataclasses.replace(load_config("gdfusion-small"), image=ImageConfig(32, 64))
+    there, here = (collate([(s, 1)], config, 4, first=False)[0] for s in (drawn, mirrored))
+    assert torch.equal(here.images, there.images.flip(-1))
+    points = torch.randn(50, 3) * torch.tensor([20.0, 20.0, 2.0])
+    for camera in range(6):
+        (u, v), (u_mirrored, v_mirrored) = (
+            _pixels(points * torch.tensor([1.0, side, 1.0]), batch.rig, camera)
+            for side, batch in ((1.0, there), (-1.0, here))
+        )
+        front = torch.isfinite(u)
+        assert torch.allclose(u_mirrored[front], 63 - u[front], atol=1e-2)
+        assert torch.allclose(v_mirrored[front], v[front], atol=1e-2)
+    assert here.motion.previous_from_current[0, 1, 3] == pytest.approx(
+        -float(there.motion.previous_from_current[0, 1, 3]), abs=1e-5
+    )
+
+
+def _pixels(points, rig, camera):
+    """Network pixels of points in the ego frame; NaN behind the camera or right beside it."""
+    local = (points - rig.translation[0, camera]) @ rig.rotation[0, camera]
+    image = local @ rig.intrinsics[0, camera].T
+    image = torch.where(local[:, 2:] > 1.0, image / local[:, 2:], torch.nan)
+    image = image @ rig.image_rotation[0, camera].T + rig.image_translation[0, camera]
+    return image[:, 0], image[:, 1]
+
+
+def test_what_no_camera_has_seen_weighs_what_it_is_told_to(pairs):
+    config = load_config("gdfusion-small")
+    _, targets = collate([(_stack(pairs), 1)], config, 4, first=False, unseen=0.05)
+    truth = pairs[1][1]
+    unseen = ~(truth.visible | truth.hidden_seen_before)
+    assert np.allclose(targets.weight[0].numpy().swapaxes(0, 1)[unseen], 0.05)
+
+
+def test_the_jaccard_loss_does_not_ask_for_what_nobody_has_seen():
+    labels = torch.tensor([0, 1]).view(1, 2, 1, 1)
+    logits = 50.0 * torch.nn.functional.one_hot(torch.tensor([1, 5]), 19).T.view(1, 19, 2, 1, 1).float()
+    weight = torch.tensor([1.0, 0.05]).view(1, 2, 1, 1)
+    cross_entropy, jaccard = occupancy_loss(logits, labels, weight, torch.ones(18))
+    assert jaccard < 1e-5
+    assert cross_entropy > 0.1
 
 
 def test_depth_targets_count_the_pixels_of_a_cell():

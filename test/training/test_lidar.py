@@ -59,7 +59,7 @@ def tiny(name: str) -> ModelConfig:
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     torch.manual_seed(0)
     config = tiny(name)
-    drawn: Sequence = WorldSequences(2, (64, 128), grid=ego_grid(config.grid.output))[0]
+    drawn: Sequence = WorldSequences(1, 2, (64, 128), grid=ego_grid(config.grid.output))[0]
     network = build_network(config)
     randomise(network, 0)
     network.eval()  # of two frames no batch statistics can be made
@@ -94,7 +94,7 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
 
 def test_the_lidar_frames_motion_is_what_the_model_makes_of_it() -> None:
     config = tiny("surroundocc-gf")
-    drawn = WorldSequences(2, (64, 128), grid=ego_grid(config.grid.output))[0]
+    drawn = WorldSequences(1, 2, (64, 128), grid=ego_grid(config.grid.output))[0]
     ego, _ = collate(
         [(drawn, 1)], replace(config, temporal=replace(config.temporal, warp="ego")), 16, first=False
     )

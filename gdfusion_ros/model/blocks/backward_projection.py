@@ -38,7 +38,9 @@ class BackwardProjectionConfig:
 class BackwardProjection(nn.Module):
     """Refines the bird's-eye view of lifted voxels by what the images show at each of its cells."""
 
-    def __init__(self, config: BackwardProjectionConfig, channels: int, grid: VoxelGrid, bins: DepthBins) -> None:
+    def __init__(
+        self, config: BackwardProjectionConfig, channels: int, grid: VoxelGrid, bins: DepthBins
+    ) -> None:
         super().__init__()
         self.grid, self.bins = grid, bins
         columns, rows = grid.shape[:2]
@@ -70,7 +72,9 @@ class BackwardProjection(nn.Module):
         ).flatten(0, 1)
         queries = self.norms[0](self.self_attention(queries, position, (rows, columns)))
         anchors = project_pillars(self._pillars(voxels), rig, image_size)
-        queries = self.norms[1](self.cross_attention(queries, position, context, geometry, anchors, self.bins))
+        queries = self.norms[1](
+            self.cross_attention(queries, position, context, geometry, anchors, self.bins)
+        )
         queries = self.norms[2](queries + self.feed_forward(queries))
         return queries.transpose(1, 2).unflatten(2, (rows, columns))
 
@@ -129,7 +133,9 @@ class SelfAttention(nn.Module):
         cells = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).view(1, -1, 1, 1, 1, 2)
         asking = queries + position
         places = cells + self.heads.offsets(asking) / queries.new_tensor([columns, rows])
-        attended = deformable_attention([self.heads.values(queries, size)], places, self.heads.weights(asking))
+        attended = deformable_attention(
+            [self.heads.values(queries, size)], places, self.heads.weights(asking)
+        )
         result: Tensor = queries + self.output_proj(attended)
         return result
 

@@ -19,7 +19,9 @@ class BirdseyeStages(nn.Module):
         self.layers = nn.ModuleList()
         for blocks, channels, stride in zip(config.blocks, config.channels, config.strides, strict=True):
             first = ImageResidual(inputs, channels, stride, plain_shortcut(inputs, channels, stride))
-            self.layers.append(nn.Sequential(first, *(ImageResidual(channels, channels) for _ in range(blocks - 1))))
+            self.layers.append(
+                nn.Sequential(first, *(ImageResidual(channels, channels) for _ in range(blocks - 1)))
+            )
             inputs = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:

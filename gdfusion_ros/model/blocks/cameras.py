@@ -78,7 +78,9 @@ def grid_points(pixels: Tensor, depths: Tensor, rig: CameraRig) -> Tensor:
     return _rotate(rig.augmentation[:, None].expand_as(rig.rotation), points)
 
 
-def seen_from_previous(pixels: Tensor, depths: Tensor, rig: CameraRig, motion: EgoMotion) -> tuple[Tensor, Tensor]:
+def seen_from_previous(
+    pixels: Tensor, depths: Tensor, rig: CameraRig, motion: EgoMotion
+) -> tuple[Tensor, Tensor]:
     """Calibrated pixels (B, N, ..., 2) and depths (B, N, ...) in the previous exposure of points seen now.
 
     Points behind the previous camera get a depth below NEAREST_VISIBLE and meaningless pixels.

@@ -33,7 +33,9 @@ class VoxelStages(nn.Module):
         self.layers = nn.ModuleList()
         for blocks, channels, stride in zip(config.blocks, config.channels, config.strides):
             first = VoxelResidual(inputs, channels, stride, project=True)
-            self.layers.append(nn.Sequential(first, *(VoxelResidual(channels, channels) for _ in range(blocks - 1))))
+            self.layers.append(
+                nn.Sequential(first, *(VoxelResidual(channels, channels) for _ in range(blocks - 1)))
+            )
             inputs = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:

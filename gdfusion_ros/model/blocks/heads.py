@@ -18,7 +18,9 @@ class VoxelHead(nn.Module):
         super().__init__()
         # Oddity: this last convolution has a ReLU behind it, so the classifier sees no negative features.
         self.final_conv = ConvNorm(inputs, inputs, 3, dims=3, bias=True, norm=False)
-        self.classifier = nn.Sequential(nn.Linear(inputs, 2 * inputs), nn.Softplus(), nn.Linear(2 * inputs, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(inputs, 2 * inputs), nn.Softplus(), nn.Linear(2 * inputs, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, Y, X, Z) to logits (B, classes, Y, X, Z)."""

@@ -54,7 +54,9 @@ class VoxelResidual(nn.Module):
 class ImageResidual(nn.Module):
     """Residual block on images or bird's-eye views: two 3x3 convolutions and any module as shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -87,7 +89,9 @@ def folded(convolution: Any, norm: Any) -> tuple[Tensor, Tensor]:
     if norm is None:
         return weight, bias
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return weight * scale.view(-1, *([1] * (weight.dim() - 1))), norm.bias + (bias - norm.running_mean) * scale
+    return weight * scale.view(-1, *([1] * (weight.dim() - 1))), norm.bias + (
+        bias - norm.running_mean
+    ) * scale
 
 
 def pointwise(inputs: int, outputs: int, dims: int) -> nn.Sequential:

@@ -67,10 +67,15 @@ def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, tri
     batch, cameras, channels, h, w = context.shape
     x, y, z = grid.shape
     minimum, cell = points.new_tensor(grid.minimum), points.new_tensor(grid.cell_size)
-    if library.usable(context, points, weights):
+    if library.usable(context, points, weights, gradient=not trilinear):
         places = (points - minimum) / cell
         samples = [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, places, weights)]
-        return samples[0][None] if batch == 1 else torch.stack(samples)
+        # Stacked as the rows of channels that they are in memory.
+        return (
+            samples[0][None]
+            if batch == 1
+            else torch.stack([s.movedim(0, -1) for s in samples]).movedim(-1, 1)
+        )
     place = trilinear_contributions if trilinear else nearest_contributions
     table = context.permute(0, 1, 3, 4, 2).reshape(batch, cameras * h * w, channels)
     row = torch.arange(cameras * h * w, device=context.device).view(cameras, 1, h, w)

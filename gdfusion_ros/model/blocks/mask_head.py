@@ -67,7 +67,9 @@ class FlowBranch(nn.Module):
         super().__init__()
         self.grid = grid
         window = (2 * REACH + 1) ** 2
-        self.cost_net = nn.Sequential(nn.Conv2d(window, channels // 2, 3, padding=1), nn.BatchNorm2d(channels // 2))
+        self.cost_net = nn.Sequential(
+            nn.Conv2d(window, channels // 2, 3, padding=1), nn.BatchNorm2d(channels // 2)
+        )
         self.post_conv = nn.Sequential(nn.Conv3d(channels + channels // 2, channels, 3, padding=1), nn.ReLU())
         self.predictor = nn.Sequential(
             nn.Conv3d(channels, 2 * channels, 1), nn.ReLU(), nn.Conv3d(2 * channels, 2 * BINS, 1)
@@ -89,10 +91,14 @@ class FlowBranch(nn.Module):
             cost = matching_cost(upsample(birdseye, half, True), upsample(moved, half, True))
         feature = self.cost_net(cost)
         # Oddity: no activation here, as published.
-        spread = upsample(feature, x.shape[2:4], align_corners=True)[..., None].expand(-1, -1, -1, -1, x.shape[4])
+        spread = upsample(feature, x.shape[2:4], align_corners=True)[..., None].expand(
+            -1, -1, -1, -1, x.shape[4]
+        )
         logits = self.predictor(self.post_conv(torch.cat([spread, x], dim=1)))
         components = expected_velocity(logits)
-        watch.show(flow_bev=birdseye, flow_bev_history=moved, flow_cost_volume=cost, flow_cost_feature=feature)
+        watch.show(
+            flow_bev=birdseye, flow_bev_history=moved, flow_cost_volume=cost, flow_cost_feature=feature
+        )
         watch.show(flow_bin_logits=logits, flow_raw=components)
         # Oddity (baselines-spec 3.2): the network's first component is y, as its labels were in training.
         return FlowOutput(components.flip(-1), birdseye.detach())

@@ -9,13 +9,13 @@ from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points
 from gdfusion_ros.model.blocks.depth import DepthOutput
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
 
-STRIDE = 8
+STRIDE = 4
 """Image pixels of one cell of the image features."""
 _RAY_VALUES = 6
 
 
 class SmallImageEncoder(nn.Module):
-    """Four halvings of the image, and back to one eighth of it."""
+    """Four halvings of the image, and back to one quarter of it: what is small or far is narrow in the image."""
 
     def __init__(self, channels: tuple[int, int, int, int], outputs: int) -> None:
         super().__init__()
@@ -32,16 +32,19 @@ class SmallImageEncoder(nn.Module):
             ImageResidual(sixteenth, sixteenth),
             ImageResidual(sixteenth, sixteenth),
         )
-        self.lateral = ConvNorm(eighth, outputs, 1, dims=2, relu=False)
-        self.coarse = ConvNorm(sixteenth, outputs, 1, dims=2, relu=False)
+        self.coarse = ConvNorm(sixteenth, eighth, 1, dims=2, relu=False)
+        self.smooth_eighth = ConvNorm(eighth, eighth, 3, dims=2)
+        self.middle = ConvNorm(eighth, outputs, 1, dims=2, relu=False)
+        self.lateral = ConvNorm(quarter, outputs, 1, dims=2, relu=False)
         self.smooth = ConvNorm(outputs, outputs, 3, dims=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B * N, 3, H, W) to (B * N, outputs, H / 8, W / 8)."""
-        eighth = self.eighth(self.quarter(self.stem(images)))
-        coarse = self.coarse(self.sixteenth(eighth))
-        coarse = nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
-        smoothed: Tensor = self.smooth((self.lateral(eighth) + coarse).relu())
+        """(B * N, 3, H, W) to (B * N, outputs, H / 4, W / 4)."""
+        quarter = self.quarter(self.stem(images))
+        eighth = self.eighth(quarter)
+        coarse = _doubled(self.coarse(self.sixteenth(eighth)))
+        eighth = self.smooth_eighth((eighth + coarse).relu())
+        smoothed: Tensor = self.smooth((self.lateral(quarter) + _doubled(self.middle(eighth))).relu())
         return smoothed
 
 
@@ -119,6 +122,10 @@ class FlatEncoder(nn.Module):
         fine = self.merge_fine((fine + _resize(self.from_middle(middle), fine)).relu())
         out: Tensor = self.out(fine)
         return out
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ def cost_volume(
         uv, z = seen_from_previous(pixels, depth.expand(pixels.shape[:-1]), rig, motion)
         # Oddity (spec 12.6): the previous image is placed with the current image transform.
         where = normalised(to_image(uv, rig.image_rotation, rig.image_translation), image_size)
-        where = torch.where((z < NEAREST_VISIBLE)[..., None], torch.full_like(where, -2.0), where).flatten(0, 1)
+        where = torch.where((z < NEAREST_VISIBLE)[..., None], torch.full_like(where, -2.0), where).flatten(
+            0, 1
+        )
         rows, shares = bilinear_rows(where, (h, w))
         for i in range(images):
             warped = torch.nn.functional.embedding_bag(
