@@ -24,6 +24,7 @@ test: check
 
 check: environment
 	$(RUN) ruff check .
+	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports
 

@@ -139,7 +139,9 @@ OPENOCC = LabelSet(
 )
 """OpenOcc v2 (ALOcc-Flow): 0 car .. 15 vegetation, 16 free."""
 
-SURROUNDOCC = LabelSet("surroundocc", 1, 0, (Label(0, "free", _FREE_COLOR), *_numbered(tuple(_NUSCENES)[1:], 1)))
+SURROUNDOCC = LabelSet(
+    "surroundocc", 1, 0, (Label(0, "free", _FREE_COLOR), *_numbered(tuple(_NUSCENES)[1:], 1))
+)
 """SurroundOcc's and OpenOccupancy's own networks: 0 free, 1 barrier .. 16 vegetation."""
 
 WAYMO = LabelSet(

@@ -53,9 +53,7 @@ def write_nuscenes(folder: Path, scenes: Mapping[str, Sequence[CameraFrame]]) ->
     return samples
 
 
-def _write_scene(
-    folder: Path, tables: Tables, name: str, frames: Sequence[CameraFrame]
-) -> None:
+def _write_scene(folder: Path, tables: Tables, name: str, frames: Sequence[CameraFrame]) -> None:
     tables["log"].append(
         {
             "token": token("log", name),

@@ -52,5 +52,7 @@ def tiny_frame(index: int = 0, cameras: tuple[str, ...] = CAMERAS, speed: float 
         ego_from_camera[:3, 3] = (0.5, 0.0, 1.5)
         intrinsics = np.array([[80.0, 0.0, 75.0], [0.0, 80.0, 60.0], [0.0, 0.0, 1.0]])
         image = rng.integers(0, 255, (100, 150, 3), dtype=np.uint8)
-        views.append(CameraView(name, image, intrinsics, ego_from_camera, world_from_ego, index * 500_000_000))
+        views.append(
+            CameraView(name, image, intrinsics, ego_from_camera, world_from_ego, index * 500_000_000)
+        )
     return CameraFrame(index * 500_000_000, tuple(views), world_from_ego, scene="tiny")

@@ -122,7 +122,8 @@ def _grid(meta: dict[str, Any]) -> tuple[Triple, Triple, Triple, Triple | None]:
         return x, y, z, None
     # Two spellings: "x" and "xbound", "depth" and "dbound".
     bounds_of: dict[str, Triple] = {
-        name[0]: (float(lower), float(upper), float(step)) for name, (lower, upper, step) in meta["grid"].items()
+        name[0]: (float(lower), float(upper), float(step))
+        for name, (lower, upper, step) in meta["grid"].items()
     }
     return bounds_of["x"], bounds_of["y"], bounds_of["z"], bounds_of["d"]
 

@@ -13,7 +13,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-PAIRS = (("bevdetocc-sf", "bevdetocc-gf"), ("fbocc", "fbocc-gf"), ("alocc3d", "alocc3d-gf"), ("cotr", "cotr-gf"))
+PAIRS = (
+    ("bevdetocc-sf", "bevdetocc-gf"),
+    ("fbocc", "fbocc-gf"),
+    ("alocc3d", "alocc3d-gf"),
+    ("cotr", "cotr-gf"),
+)
 """Networks with several frames as input, or their features kept, and the same with GDFusion's state."""
 _MEGABYTE = 1e6
 
@@ -92,7 +97,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     names = [row["model"] for row in result["rows"]]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, what, title in zip(axes, ("peak_mb", "state_mb"), ("peak of the process", "state"), strict=True):
+    for axis, what, title in zip(
+        axes, ("peak_mb", "state_mb"), ("peak of the process", "state"), strict=True
+    ):
         axis.barh(names, [row[what] for row in result["rows"]])
         axis.set_xlabel("MB")
         axis.set_title(title)
@@ -104,7 +111,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def table(result: dict[str, Any]) -> list[str]:
     """The result as lines of text."""
-    lines = [f"{'model':<16} {'history':<10} {'state MB':>9} {'loaded MB':>10} {'peak MB':>9} {'frame MB':>9}"]
+    lines = [
+        f"{'model':<16} {'history':<10} {'state MB':>9} {'loaded MB':>10} {'peak MB':>9} {'frame MB':>9}"
+    ]
     lines += [
         f"{row['model']:<16} {row['history']:<10} {row['state_mb']:9.1f} {row['loaded_mb']:10.0f} "
         f"{row['peak_mb']:9.0f} {row['frame_mb']:9.0f}"

@@ -76,9 +76,7 @@ def _run_fusion(meta: dict[str, Any], weights: Arrays, frames: Arrays) -> list[M
             motion = EgoMotion(array("curr_to_prev_ego")[None], array("cur2adj"))
             fused, tensors = cues(array("x"), state, motion.previous_from_current, Watch(seen.__setitem__))
             logits = array("geometry_logits_in").flatten(0, 1)
-            _, geometry_state = geometry(
-                logits, logits.softmax(dim=1), geometry_state, _rig(array), motion
-            )
+            _, geometry_state = geometry(logits, logits.softmax(dim=1), geometry_state, _rig(array), motion)
         state = TemporalState(1 if state is None else state.frames + 1, tensors)
         own = {
             "geometry_logits_fused": geometry_state.logits,
@@ -90,7 +88,9 @@ def _run_fusion(meta: dict[str, Any], weights: Arrays, frames: Arrays) -> list[M
             "state/ab": tensors["scene_bias"],
             "state/k": torch.tensor([float(state.frames)]),
         }
-        errors += [ModuleError(i, name, _error(tensor, frames[f"{i}/{name}"])) for name, tensor in own.items()]
+        errors += [
+            ModuleError(i, name, _error(tensor, frames[f"{i}/{name}"])) for name, tensor in own.items()
+        ]
     return errors
 
 

@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.fixture
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    prefixes = sorted(path.with_name(path.name.removesuffix("_meta.json")) for path in folder.glob("*_meta.json"))
+    prefixes = sorted(
+        path.with_name(path.name.removesuffix("_meta.json")) for path in folder.glob("*_meta.json")
+    )
     if (folder / "meta.json").is_file():
         report = network_parity(folder, args.frames, args.kernels == "on")
     elif prefixes:
@@ -73,7 +75,9 @@ def network_parity(folder: Path, images: Path | None, kernels: bool = False) -> 
     result = compare(model, fixture, own)
     print(f"{'frame':>5} {'tensor':<24} {'99.9 %':>9} {'mean':>9} {'largest':>9}")
     for error in result.errors:
-        print(f"{error.frame:>5} {error.name:<24} {error.quantile:9.1e} {error.mean:9.1e} {error.largest:9.1e}")
+        print(
+            f"{error.frame:>5} {error.name:<24} {error.quantile:9.1e} {error.mean:9.1e} {error.largest:9.1e}"
+        )
     for i, share in enumerate(result.label_agreement):
         print(f"{i:>5} labels equal on {share:.4%} of the clear voxels")
     for line in result.excused:
@@ -105,7 +109,9 @@ def preprocessing_parity(folder: Path, images: Path | None) -> dict[str, Any]:
 
     recorded = RecordedImages(images_folder(folder, images))
     files = sorted(folder.glob("*_frame*.npz"))
-    return _module_report([(file.stem, error) for file in files for error in compare_preprocessing(file, recorded)])
+    return _module_report(
+        [(file.stem, error) for file in files for error in compare_preprocessing(file, recorded)]
+    )
 
 
 def _module_report(errors: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -237,7 +237,9 @@ def read_config(content: object, where: str) -> ModelConfig:
     family = content.get("family")
     if family not in FAMILIES:
         raise UserError(f"{where}: family: there is no {family!r}; there are {', '.join(sorted(FAMILIES))}")
-    architecture = read_section(FAMILIES[family].Architecture, content.get("architecture", {}), where, "architecture")
+    architecture = read_section(
+        FAMILIES[family].Architecture, content.get("architecture", {}), where, "architecture"
+    )
     rest = {key: value for key, value in content.items() if key != "architecture"}
     config: ModelConfig = read_section(ModelConfig, rest, where, "", architecture=architecture)
     return config
@@ -263,7 +265,9 @@ def find_config(model: str | Path) -> Path:
         return path
     named = _models_dir() / f"{model}.yaml"
     if not named.is_file():
-        raise UserError(f"there is no model {str(model)!r}; there are {', '.join(model_names())}, or give a .yaml")
+        raise UserError(
+            f"there is no model {str(model)!r}; there are {', '.join(model_names())}, or give a .yaml"
+        )
     return named
 
 
@@ -301,7 +305,9 @@ def _read(hint: Any, value: object, file: str, where: str) -> Any:
         return read_section(hint, value, file, where)
     if origin is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{file}: {where}: expected one of {', '.join(map(str, get_args(hint)))}, not {value!r}")
+            raise UserError(
+                f"{file}: {where}: expected one of {', '.join(map(str, get_args(hint)))}, not {value!r}"
+            )
         return value
     if origin is tuple:
         return _read_tuple(hint, value, file, where)

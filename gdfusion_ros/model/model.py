@@ -114,7 +114,9 @@ class OccupancyModel:
 
     def _compiled(self, backend: Runtime) -> nn.Module:
         if self.device.type != "cpu" or not self.calibration:
-            raise UserError(f"the backend {backend} runs on the CPU, and needs a frame at least to be prepared with")
+            raise UserError(
+                f"the backend {backend} runs on the CPU, and needs a frame at least to be prepared with"
+            )
         calls = self.record_blocks(self.calibration)
         # The plain network keeps its blocks; the copy shares their weights while it has them.
         shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}

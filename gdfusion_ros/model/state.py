@@ -46,7 +46,9 @@ class TemporalState:
         content = {_TENSOR + name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         content |= {_POSE + name: torch.from_numpy(np.ascontiguousarray(p)) for name, p in self.poses.items()}
         description = {"frames": self.frames, "model": self.model}
-        save_file(content, str(path), metadata={"format": _FORMAT, "state": json.dumps(description), "note": note})
+        save_file(
+            content, str(path), metadata={"format": _FORMAT, "state": json.dumps(description), "note": note}
+        )
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> TemporalState:

@@ -74,7 +74,9 @@ def published_entries(network: nn.Module) -> dict[str, Tensor]:
     return {published_name(name, network): tensor for name, tensor in network.state_dict().items()}
 
 
-def load_entries(network: nn.Module, entries: Mapping[str, Tensor], where: str, temporal: TemporalConfig) -> None:
+def load_entries(
+    network: nn.Module, entries: Mapping[str, Tensor], where: str, temporal: TemporalConfig
+) -> None:
     """Fill a network from entries under published names, strictly.
 
     Raises UserError that names the entries which are missing, not expected, of another shape or not finite. Entries
@@ -199,7 +201,9 @@ def _check_origin(path: Path, digest: str, config: ModelConfig) -> None:
 def default_file(config: ModelConfig) -> Path:
     """The file with the weights that the model's YAML names. Raises UserError when it is not there."""
     if config.weights is None:
-        raise UserError(f"{config.name} has no trained weights of its own; give a file, or random:0 for made-up ones")
+        raise UserError(
+            f"{config.name} has no trained weights of its own; give a file, or random:0 for made-up ones"
+        )
     places = weights_dirs()
     for place in places:
         if (place / config.weights.file).is_file():
@@ -256,7 +260,10 @@ def _first_line(error: BaseException) -> str:
 
 def write_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a network's weights under the published names, with metadata, as safetensors."""
-    entries = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in published_entries(network).items()}
+    entries = {
+        name: tensor.detach().cpu().clone().contiguous()
+        for name, tensor in published_entries(network).items()
+    }
     temporary = path.with_name(path.name + ".part")
     save_file(entries, str(temporary), metadata=dict(metadata))
     temporary.replace(path)

@@ -64,7 +64,9 @@ class BagSource:
         self.assembler = FrameAssembler(self.rig, self.settings)
         handlers = _handlers(self.rig, self.assembler)
         with open_bag(self.path) as reader:
-            wanted = [connection for connection in reader.connections if _absolute(connection.topic) in handlers]
+            wanted = [
+                connection for connection in reader.connections if _absolute(connection.topic) in handlers
+            ]
             for connection, message in _messages(reader, wanted):
                 handlers[_absolute(connection.topic)](message)
                 yield from self._resolved(self.assembler.poll())

@@ -125,7 +125,9 @@ def test_a_changed_sample_that_history_could_explain_is_found_by_running_the_net
 
 
 @pytest.mark.timeout(900)
-def test_one_changed_label_is_found(model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun]) -> None:
+def test_one_changed_label_is_found(
+    model: ReferenceModel, fixture: NetworkFixture, own: list[FrameRun]
+) -> None:
     voxel = int(np.argmax(own[0].margin))
     label = int(fixture.expected["0/labels"].reshape(-1)[voxel])
     changed = first_frame(tampered(fixture, "0/labels", voxel, 1 if label == 0 else -1))
@@ -170,7 +172,8 @@ def modules(shared_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("file", "name"), [("3d_frames.npz", "5/state/M"), ("2d_frames.npz", "0/scene_out"), ("3d_weights.npz", None)]
+    ("file", "name"),
+    [("3d_frames.npz", "5/state/M"), ("2d_frames.npz", "0/scene_out"), ("3d_weights.npz", None)],
 )
 def test_one_changed_number_of_a_module_fails_it(
     file: str, name: str | None, modules: Path, capsys: pytest.CaptureFixture[str]

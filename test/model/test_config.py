@@ -58,7 +58,9 @@ def test_output_grids_are_those_of_the_data_sets(name: str, grid: object) -> Non
         (("architecture", "depth_net", "channels"), 2.5, "architecture.depth_net.channels: expected int"),
     ],
 )
-def test_a_wrong_setting_is_named_in_one_line(root: Path, path: tuple[str, ...], value: object, message: str) -> None:
+def test_a_wrong_setting_is_named_in_one_line(
+    root: Path, path: tuple[str, ...], value: object, message: str
+) -> None:
     settings = content(root)
     part = settings
     for key in path[:-1]:

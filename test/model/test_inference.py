@@ -36,7 +36,9 @@ def small_config(name: str) -> ModelConfig:
     return dataclasses.replace(
         config,
         image=dataclasses.replace(config.image, height=64, width=96),
-        grid=GridConfig(flat, flat, (z[0], z[1], 1.6 if name == "fbocc-gf" else 0.8), grid.frame, grid.upsampling),
+        grid=GridConfig(
+            flat, flat, (z[0], z[1], 1.6 if name == "fbocc-gf" else 0.8), grid.frame, grid.upsampling
+        ),
         depth=dataclasses.replace(config.depth, upper=config.depth.lower + 8 * config.depth.step),
     )
 
@@ -66,7 +68,11 @@ def inputs(config: ModelConfig, device: str = "cpu") -> list[NetworkInput]:
     frames = []
     for motion in (still, EgoMotion(ego, moved)):
         images = torch.randn(1, cameras, 3, height, width)
-        parts = [images, rig, motion] if device == "cpu" else [images.to(device), _to(rig, device), _to(motion, device)]
+        parts = (
+            [images, rig, motion]
+            if device == "cpu"
+            else [images.to(device), _to(rig, device), _to(motion, device)]
+        )
         frames.append(NetworkInput(*parts))
     return frames
 

@@ -77,7 +77,9 @@ def test_depth_is_spread_behind_the_surface_only_and_not_normalised() -> None:
 
 def rig(cameras: int) -> CameraRig:
     eye = torch.eye(3).expand(1, cameras, 3, 3).clone()
-    intrinsics = torch.tensor([[40.0, 0.0, 31.0], [0.0, 40.0, 31.0], [0.0, 0.0, 1.0]]).expand(1, cameras, 3, 3)
+    intrinsics = torch.tensor([[40.0, 0.0, 31.0], [0.0, 40.0, 31.0], [0.0, 0.0, 1.0]]).expand(
+        1, cameras, 3, 3
+    )
     shift = torch.zeros(1, cameras, 3)
     return CameraRig(intrinsics, eye, shift, eye, shift, torch.eye(3)[None])
 
@@ -89,7 +91,11 @@ def test_neighbours_lend_points_of_the_nearest_bins_and_the_pixel_itself_none() 
     geometry[0, 0, 0, 1, 2] = 1  # the likeliest bin is 0: candidates -1, 0, 1
     neighbourhood = Neighbourhood(torch.rand(cameras, 3, 3, 3, 4, 4), torch.zeros(cameras, 3, 3, 2, 4, 4))
     points, weights = neighbour_points(
-        geometry, neighbourhood, pixel_grid((4, 4), (64, 64), torch.device("cpu")), depth_values(bins), rig(cameras)
+        geometry,
+        neighbourhood,
+        pixel_grid((4, 4), (64, 64), torch.device("cpu")),
+        depth_values(bins),
+        rig(cameras),
     )
     assert points.shape == (1, cameras, 27, 4, 4, 3)
     slots = weights.unflatten(2, (9, 3))

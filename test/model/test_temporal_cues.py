@@ -258,7 +258,9 @@ def test_geometry_of_a_camera_that_stands_still_is_what_it_was() -> None:
 def test_geometry_history_counts_only_where_it_says_something() -> None:
     cue = GeometryFusion(torch.arange(1.0, 9.0), (64, 96)).eval()
     logits, surface = torch.randn(2, 8, 4, 6), torch.rand(2, 8, 4, 6)
-    behind = EgoMotion(torch.eye(4)[None], torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])).expand(1, 2, 4, 4))
+    behind = EgoMotion(
+        torch.eye(4)[None], torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])).expand(1, 2, 4, 4)
+    )
     state = GeometryState(torch.randn(1, 2, 8, 4, 6), rig().image_rotation, rig().image_translation)
     with torch.no_grad():
         fused, new = cue(logits, surface, state, rig(), behind)

@@ -18,7 +18,9 @@ from gdfusion_ros.model.fusion.voxel import VoxelFusion
 
 
 @torch.no_grad()
-def begin_as_average(voxel: VoxelFusion | None, motion: MotionFusion | None, scene: SceneFusion | None) -> None:
+def begin_as_average(
+    voxel: VoxelFusion | None, motion: MotionFusion | None, scene: SceneFusion | None
+) -> None:
     """Set the cues' layers: history where ego motion puts it, half of it and half of the present, nothing else."""
     if motion is not None:
         _zero(motion.offset)

@@ -80,7 +80,9 @@ class GeometryFusion(nn.Module):
         if self.gain is not None:
             geometry = surface + self.gain * (geometry - surface)
         batch = rig.intrinsics.shape[:2]
-        new_state = GeometryState(kept.detach().unflatten(0, batch), rig.image_rotation, rig.image_translation)
+        new_state = GeometryState(
+            kept.detach().unflatten(0, batch), rig.image_rotation, rig.image_translation
+        )
         return geometry, new_state
 
     def _warp(self, state: GeometryState, rig: CameraRig, motion: EgoMotion, size: torch.Size) -> Tensor:
@@ -94,7 +96,11 @@ class GeometryFusion(nn.Module):
         grid = torch.cat([where, depth[..., None]], dim=-1)
         grid = torch.where((z < NEAREST_VISIBLE)[..., None], torch.full_like(grid, -2.0), grid).flatten(0, 1)
         return torch.nn.functional.grid_sample(
-            state.logits.flatten(0, 1)[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True
+            state.logits.flatten(0, 1)[:, None],
+            grid,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=True,
         )[:, 0]
 
 

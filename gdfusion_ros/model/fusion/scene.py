@@ -59,13 +59,17 @@ class SceneFusion(nn.Module):
         """Adapted features (B, C, ...) and the new state. Runs on a sequence's first frame too."""
         batch, channels = voxels.shape[:2]
         if state is None:
-            state = SceneState(voxels.new_zeros(batch, channels, channels), voxels.new_zeros(batch, channels, 1))
+            state = SceneState(
+                voxels.new_zeros(batch, channels, channels), voxels.new_zeros(batch, channels, 1)
+            )
         if library.usable(voxels, *state):
             return self._by_kernels(voxels, state)
         u = voxels.flatten(2)
         key = self.key.weight @ u
         target = self.value.weight @ u - key
-        step = scene_gradient(key, target, self.weight - state.weight, self.bias - state.bias, self.scale, self.shift)
+        step = scene_gradient(
+            key, target, self.weight - state.weight, self.bias - state.bias, self.scale, self.shift
+        )
         weight = state.weight + self.rate * step.weight
         bias = state.bias + self.rate * step.bias
         # Oddity (spec 12.2): the steps of scale and shift act on this frame only; they are not carried on.

@@ -56,7 +56,9 @@ class StackedFusion(nn.Module):
                     self._part(carried, age).copy_(block.detach())
                 one = self.each(torch.cat([block, self._seconds(times[:, age], block)], dim=1))
                 part = self._merged_part(one, age)
-                merged = part if merged is None else merged.add_(part) if not part.requires_grad else merged + part
+                merged = (
+                    part if merged is None else merged.add_(part) if not part.requires_grad else merged + part
+                )
                 if watch.on_tensor is not None:
                     shown.append((block, one))
             assert merged is not None
@@ -64,7 +66,9 @@ class StackedFusion(nn.Module):
             bias = cast(Tensor, convolution.bias).view(1, -1, *([1] * (x.dim() - 2)))
             fused = layers_last(relu(norm(merged + bias)))
         if shown:
-            watch.show(history_sampled=torch.cat([block for block, _ in shown[1:]], dim=1), history_times=times)
+            watch.show(
+                history_sampled=torch.cat([block for block, _ in shown[1:]], dim=1), history_times=times
+            )
             watch.show(history_per_frame=torch.cat([one for _, one in shown]))
         watch.show(voxel_fused=fused)
         return FusedVoxels(fused, None, None), {"history": carried, "history_times": times[:, :-1]}

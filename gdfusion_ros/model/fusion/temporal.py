@@ -40,7 +40,9 @@ class RecurrentFusion(nn.Module):
         self.centred = config.warp == "grid"
         self.motion = MotionFusion(channels, grid, config.motion_rate) if config.motion else None
         self.voxel = (
-            VoxelFusion(channels, grid, config.frame_interval, config.max_time_steps) if config.voxel else None
+            VoxelFusion(channels, grid, config.frame_interval, config.max_time_steps)
+            if config.voxel
+            else None
         )
         self.scene = SceneFusion(channels, config.scene_rate) if config.scene else None
         self.gain = nn.Parameter(torch.zeros(channels)) if config.gains else None
@@ -67,7 +69,9 @@ class RecurrentFusion(nn.Module):
                 positions = history_positions(previous_from_current, self.grid, self.centred)
             else:
                 previous = None if state is None else state.tensors["motion"]
-                offsets, positions, inside = self.motion.move(x, previous, previous_from_current, self.centred)
+                offsets, positions, inside = self.motion.move(
+                    x, previous, previous_from_current, self.centred
+                )
                 new_state["motion"] = offsets.detach()
         if self.voxel is not None:
             with watch.stage("voxel_fusion"):

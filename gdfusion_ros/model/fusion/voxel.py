@@ -64,7 +64,9 @@ class VoxelFusion(nn.Module):
         """(2, C): embeddings of now and of the frame before."""
         # The weights saw scenes of some 40 frames; the position of a longer stream stays at the last one they know.
         now = min(steps, self.max_time_steps)
-        position = self.frame_interval * torch.tensor([now, max(now - 1, 0)], dtype=torch.float32, device=like.device)
+        position = self.frame_interval * torch.tensor(
+            [now, max(now - 1, 0)], dtype=torch.float32, device=like.device
+        )
         result: Tensor = self.time_embedding(sinusoid(position, self.channels))
         return result
 
@@ -87,7 +89,8 @@ class VoxelState(NamedTuple):
 def sinusoid(positions: Tensor, channels: int) -> Tensor:
     """(P, channels) position code: sine in even channels, cosine in odd ones."""
     rates = torch.exp(
-        torch.arange(0, channels, 2, dtype=torch.float32, device=positions.device) * (-math.log(10000.0) / channels)
+        torch.arange(0, channels, 2, dtype=torch.float32, device=positions.device)
+        * (-math.log(10000.0) / channels)
     )
     angles = positions[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]

@@ -91,7 +91,9 @@ class ALOcc(nn.Module):
         self.encoder = BirdseyeStages(c, a.encoder) if self.flat else VoxelStages(c, a.encoder)
         self.neck = BirdseyeNeck(a.encoder) if self.flat else VoxelNeck(a.encoder)
         self.unfold = (
-            nn.Conv2d(a.encoder.outputs, a.head_channels * self.layers, 3, padding=1) if self.flat else nn.Identity()
+            nn.Conv2d(a.encoder.outputs, a.head_channels * self.layers, 3, padding=1)
+            if self.flat
+            else nn.Identity()
         )
         self.head = MaskHead(a.head_channels, len(config.labels.labels.labels) + 1, c)
         self.flow = FlowBranch(a.head_channels, config.grid.output) if a.flow else None
@@ -154,7 +156,9 @@ class ALOcc(nn.Module):
         output = NetworkOutput(logits, depth.probabilities, fused.offsets, fused.inside, velocity)
         return output, new_state
 
-    def _lift(self, context: Tensor, geometry: Tensor, neighbourhood: Neighbourhood | None, rig: CameraRig) -> Tensor:
+    def _lift(
+        self, context: Tensor, geometry: Tensor, neighbourhood: Neighbourhood | None, rig: CameraRig
+    ) -> Tensor:
         """Voxels (B, C, Y, X, Z), or a bird's-eye view (B, C, Y, X) over a grid of one layer."""
         batch, cameras, _, h, w = context.shape
         cells = pixel_grid((h, w), self.image_size, context.device)

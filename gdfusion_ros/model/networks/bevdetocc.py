@@ -30,7 +30,9 @@ class BEVDetOccArchitecture:
 
     voxel_channels: int = 32
     depth_net: DepthNetConfig = DepthNetConfig()
-    encoder: EncoderConfig = EncoderConfig(blocks=(1, 2, 4), channels=(32, 64, 128), strides=(1, 2, 2), outputs=32)
+    encoder: EncoderConfig = EncoderConfig(
+        blocks=(1, 2, 4), channels=(32, 64, 128), strides=(1, 2, 2), outputs=32
+    )
 
 
 class BEVDetOcc(nn.Module):
@@ -47,9 +49,13 @@ class BEVDetOcc(nn.Module):
         self.register_buffer("depths", depth_values(config.depth_bins), persistent=False)
 
         self.image_encoder = ImageEncoder()
-        self.depth_net = DepthNet(a.depth_net, 256, config.depth_bins.count, a.voxel_channels, config.temporal)
+        self.depth_net = DepthNet(
+            a.depth_net, 256, config.depth_bins.count, a.voxel_channels, config.temporal
+        )
         self.geometry_fusion = (
-            GeometryFusion(depth_values(config.depth_bins), self.image_size) if config.temporal.uses_geometry else None
+            GeometryFusion(depth_values(config.depth_bins), self.image_size)
+            if config.temporal.uses_geometry
+            else None
         )
         self.placement = VoxelPlacement(self.grid)
         self.refine = VoxelResidual(a.voxel_channels, a.voxel_channels, project=True)

@@ -40,7 +40,10 @@ def previous_quarter(current: Tensor, state: TemporalState | None) -> Tensor:
 
 
 def next_state(
-    state: TemporalState | None, voxel: Mapping[str, Tensor], geometry: Mapping[str, Tensor], quarter: Tensor | None
+    state: TemporalState | None,
+    voxel: Mapping[str, Tensor],
+    geometry: Mapping[str, Tensor],
+    quarter: Tensor | None,
 ) -> TemporalState:
     """The state after a frame, from the parts that each cue hands on."""
     tensors = {**voxel, **geometry}

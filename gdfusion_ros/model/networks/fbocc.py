@@ -29,7 +29,9 @@ class FBOccArchitecture:
     voxel_channels: int = 80
     depth_net: DepthNetConfig = DepthNetConfig(channels=512, aspp_channels=512, stereo=False)
     backward_projection: BackwardProjectionConfig = BackwardProjectionConfig()
-    encoder: EncoderConfig = EncoderConfig(blocks=(2, 2, 2), channels=(64, 128, 256), strides=(1, 2, 2), outputs=256)
+    encoder: EncoderConfig = EncoderConfig(
+        blocks=(2, 2, 2), channels=(64, 128, 256), strides=(1, 2, 2), outputs=256
+    )
 
 
 class FBOcc(nn.Module):
@@ -67,7 +69,9 @@ class FBOcc(nn.Module):
             else None
         )
         self.placement = VoxelPlacement(self.grid)
-        self.backward_projection = BackwardProjection(a.backward_projection, a.voxel_channels, self.grid, bins)
+        self.backward_projection = BackwardProjection(
+            a.backward_projection, a.voxel_channels, self.grid, bins
+        )
         self.temporal = temporal_fusion(a.voxel_channels, self.grid, config.temporal)
         self.encoder = VoxelPyramidEncoder(a.voxel_channels, a.encoder, bias=True)
         self.neck = VoxelFeaturePyramid(a.encoder)

@@ -161,4 +161,6 @@ class OpenOccupancy(nn.Module):
             logits = upsample(logits, self.output_shape, align_corners=False)
 
         new_state = next_state(state, voxel_state, geometry_state, None)
-        return NetworkOutput(logits.transpose(2, 3), depth.probabilities, fused.offsets, fused.inside), new_state
+        return NetworkOutput(
+            logits.transpose(2, 3), depth.probabilities, fused.offsets, fused.inside
+        ), new_state
