@@ -1,11 +1,13 @@
 """What is each temporal cue worth? Train the same network with none, one, two, three and four cues, and compare.
 
-  python benchmark/ablation.py --out runs/ablation                      everything: days on two cores
-  python benchmark/ablation.py --out runs/ablation --steps 500 --sequences 12 --training-seeds 1
+  python benchmark/ablation.py --out runs/ablation --start FRAMES       everything: hours on two cores
+  python benchmark/ablation.py --out runs/ablation --start FRAMES --training-seeds 0:1 --sequences 12
+  python benchmark/ablation.py --out runs/ablation --report             table and plot of what is there
 
 Every variant begins from the same single-frame weights, sees the same sequences in the same order for the same number
-of steps, and is scored on the same held-out sequences with state and without. A part that is done is a file in the
-folder, so that an interrupted run goes on where it was; `--report` forms table and plot from what is there.
+of steps, and is scored on the same held-out sequences. FRAMES are the weights that the recipe's stage of single frames
+ends with: `frames.safetensors` in the folder of `gdfusion train gdfusion-small`. A part that is done is a file in the
+folder, so that an interrupted run goes on where it was, and runs with different --training-seeds may go side by side.
 Intervals are 95 % by bootstrap over the held-out sequences (2,000 draws), of paired differences to `none`.
 """
 
@@ -21,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from gdfusion_ros.cli.arguments import seed_range
 from gdfusion_ros.evaluation.flow import FlowScore
 from gdfusion_ros.evaluation.miou import ConfusionMatrix
+from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.labels import OCC3D
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.model import OccupancyModel, load_model
-from gdfusion_ros.sources.world import WorldSource
+from gdfusion_ros.sources.world import GroundTruth, WorldSource
 from gdfusion_ros.training.recipe import Recipe, Stage, load_recipe
 from gdfusion_ros.training.train import WEIGHTS, Trainer
 
@@ -71,8 +75,8 @@ def main() -> None:
     parser.add_argument(
         "--start", default="default", help="single-frame weights that all variants begin from"
     )
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--training-seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--training-seeds", type=seed_range, default=range(3), metavar="A:B")
     parser.add_argument("--sequences", type=int, default=40, help="held-out sequences")
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument(
@@ -81,11 +85,19 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="train and score nothing")
     args = parser.parse_args()
     if not args.report:
-        for seed in range(args.training_seeds):
+        models = {}
+        for seed in args.training_seeds:
             for name in VARIANTS:
-                weights = train(args, name, seed)
-                score(args, name, seed, weights)
+                models[name, seed] = load_model(
+                    variant(model_config(args), VARIANTS[name]), train(args, name, seed)
+                )
+        score(args, models)
     report(args.out)
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    """The configuration of the recipe's model."""
+    return load_config(load_recipe(args.recipe).model)
 
 
 def variant(config: ModelConfig, cues: tuple[str, ...]) -> ModelConfig:
@@ -102,7 +114,7 @@ def train(args: argparse.Namespace, name: str, seed: int) -> Path:
         base = load_recipe(args.recipe)
         stage = next(stage for stage in base.stages if stage.history)
         recipe = _recipe(base, dataclasses.replace(stage, steps=args.steps), args.start, seed)
-        config = variant(load_config(base.model), VARIANTS[name])
+        config = variant(model_config(args), VARIANTS[name])
         Trainer(recipe, folder, cache=args.cache or args.out / "sequences", resume=True, config=config).run()
         done.write_text(json.dumps({"steps": args.steps, "start": str(args.start), "seed": seed}))
     return folder / WEIGHTS
@@ -112,37 +124,39 @@ def _recipe(base: Recipe, stage: Stage, start: str, seed: int) -> Recipe:
     return dataclasses.replace(base, stages=(stage,), weights=start, seed=seed)
 
 
-def score(args: argparse.Namespace, name: str, seed: int, weights: Path) -> None:
-    """Score a variant on every held-out sequence that has no result yet."""
-    model = load_model(variant(load_config(load_recipe(args.recipe).model), VARIANTS[name]), weights)
-    for number in tqdm(
-        range(FIRST_SEED, FIRST_SEED + args.sequences), desc=f"{name}-{seed}", unit="sequence"
-    ):
-        path = args.out / f"{name}-{seed}" / f"score_{number}.json"
-        if not path.is_file():
-            path.write_text(json.dumps(dataclasses.asdict(score_sequence(model, number, args.frames))))
+def score(args: argparse.Namespace, models: dict[tuple[str, int], OccupancyModel]) -> None:
+    """Score the variants on every held-out sequence that they have no result of yet; each sequence is drawn once."""
+    config = model_config(args)
+    size = (config.image.height, config.image.width)
+    for number in tqdm(range(FIRST_SEED, FIRST_SEED + args.sequences), desc="scoring", unit="sequence"):
+        paths = {key: args.out / f"{key[0]}-{key[1]}" / f"score_{number}.json" for key in models}
+        missing = [key for key, path in paths.items() if not path.is_file()]
+        if not missing:
+            continue
+        source = WorldSource(number, args.frames, image_size=size, grid=config.grid.output)
+        pairs = [*source.pairs()]
+        for key in missing:
+            result = score_sequence(models[key], source.weather.name, pairs)
+            paths[key].write_text(json.dumps(dataclasses.asdict(result)))
 
 
-def score_sequence(model: OccupancyModel, number: int, frames: int) -> SequenceScore:
+def score_sequence(
+    model: OccupancyModel, weather: str, pairs: list[tuple[CameraFrame, GroundTruth]]
+) -> SequenceScore:
     """Drive through one held-out sequence."""
-    size = (model.config.image.height, model.config.image.width)
-    source = WorldSource(number, frames, image_size=size, grid=model.grid)
     visible, hidden, late = (ConfusionMatrix(OCC3D) for _ in range(3))
     flow = FlowScore()
     state = None
-    for index, (frame, truth) in enumerate(source.pairs()):
+    for index, (frame, truth) in enumerate(pairs):
         prediction, state = model(frame, state)
         visible.add(prediction.labels, truth.labels, truth.visible)
         hidden.add(prediction.labels, truth.labels, truth.hidden_seen_before)
         if index >= 8:
             late.add(prediction.labels, truth.labels, truth.visible)
         if prediction.flow is not None:
-            there = truth.visible & (truth.labels != OCC3D.free)
-            flow.add(prediction.flow.vectors, truth.velocity, there)
+            flow.add(prediction.flow.vectors, truth.velocity, truth.visible & (truth.labels != OCC3D.free))
     counts = [matrix.counts.tolist() for matrix in (visible, hidden, late)]
-    return SequenceScore(
-        source.weather.name, *counts, flow=[flow.moving_voxels, flow.moving_error, flow.zero_error]
-    )
+    return SequenceScore(weather, *counts, flow=[flow.moving_voxels, flow.moving_error, flow.zero_error])
 
 
 def report(out: Path) -> None:

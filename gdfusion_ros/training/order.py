@@ -34,7 +34,7 @@ class Loader:
     """Sequences by number, the latest kept in memory and the coming ones drawn ahead by worker processes."""
 
     def __init__(
-        self, sequences: WorldSequences | NuScenesSequences, workers: int, keep: int = CHUNK + 8
+        self, sequences: WorldSequences | NuScenesSequences, workers: int, keep: int = 2 * CHUNK + 8
     ) -> None:
         self._sequences = sequences
         self._keep = keep

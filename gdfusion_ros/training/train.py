@@ -39,7 +39,8 @@ _LOSSES = ("cross_entropy", "jaccard", "depth", "flow")
 
 
 class Trainer:
-    """Trains one network by a recipe into a folder: ``checkpoint.pt``, ``weights.safetensors``, ``curves.csv``."""
+    """Trains one network by a recipe into a folder: ``checkpoint.pt``, ``weights.safetensors``, ``curves.csv``, and
+    the weights at the end of each stage under the stage's name."""
 
     def __init__(
         self,
@@ -164,6 +165,7 @@ class Trainer:
                 last_save = now
         bar.close()
         if self._progress(stage) >= 1.0:
+            self._write_weights(self.out / f"{stage.name}.safetensors", stage)
             self.stage, self.step, self.seconds, self.state = self.stage + 1, 0, 0.0, None
             del self.optimizer
         return done
@@ -191,7 +193,8 @@ class Trainer:
         else:
             where = [single_frame(self.step * slots + slot, sequences, r.frames, r.seed) for slot in mine]
             soon = (self.step * slots) // (min(CHUNK, sequences) * r.frames)
-            coming = [((soon * CHUNK + i) % sequences, 0) for i in range(CHUNK + 4)]
+            # This chunk and the next, whole: frames are shuffled, so a chunk's first step may want its last sequence.
+            coming = [((soon * CHUNK + i) % sequences, 0) for i in range(2 * CHUNK)]
         self.loader.expect(number for number, _ in coming)
         first = not stage.history or where[0][1] == 0
         stride = self.config.image.height // self._depth_rows
@@ -279,11 +282,16 @@ class Trainer:
             temporal={} if self.state is None else dict(self.state.tensors),
             temporal_frames=0 if self.state is None else self.state.frames,
         ).save(self.out / CHECKPOINT)
+        stage = self.recipe.stages[min(self.stage, len(self.recipe.stages) - 1)]
+        self._write_weights(self.out / WEIGHTS, stage)
+
+    def _write_weights(self, path: Path, stage: Stage) -> None:
+        if self.rank:
+            return
         averaged = build_network(self.config)
         averaged.load_state_dict(self.average)
-        name = self.recipe.stages[self.stage].name if self.stage < len(self.recipe.stages) else "finished"
         write_weights(
-            averaged, self.out / WEIGHTS, {"model": self.config.name, "stage": name, "step": str(self.step)}
+            averaged, path, {"model": self.config.name, "stage": stage.name, "step": str(self.step)}
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -76,9 +76,10 @@ def test_resuming_gives_the_same_weights_as_not_stopping(config, cache, tmp_path
         assert torch.equal(value, uninterrupted.average[name]), name
 
 
-def test_the_weights_file_loads_as_a_model(config, uninterrupted):
-    model = load_model(config, uninterrupted.out / WEIGHTS)
-    assert model.weights.startswith(WEIGHTS)
+@pytest.mark.parametrize("name", [WEIGHTS, "frames.safetensors"])
+def test_the_weights_at_the_end_and_of_each_stage_load_as_a_model(config, uninterrupted, name):
+    model = load_model(config, uninterrupted.out / name)
+    assert model.weights.startswith(name)
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(config, tmp_path):
