@@ -31,14 +31,15 @@ from gdfusion_ros.cli.datasets import (
     world_items,
 )
 from gdfusion_ros.cli.inputs import add_json_argument, add_rig_arguments, print_json, rig_of
+from gdfusion_ros.cli.offline import step, stream_of
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.evaluation.lidar import LidarWitness
 from gdfusion_ros.evaluation.report import Report, write_json
 from gdfusion_ros.evaluation.score import Scores
-from gdfusion_ros.stream import OccupancyStream
 
 if TYPE_CHECKING:
     from gdfusion_ros.model.model import OccupancyModel
+    from gdfusion_ros.stream import OccupancyStream
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,10 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, print, write. Raises UserError for wrong input."""
-    model = load(args)
+    model = load(args, rig_of(args)[0].names if args.source == "bag" else ())
     rays = args.source == "nuscenes" if args.rays is None else args.rays
     fresh = args.source == "world" if args.without_history is None else args.without_history
-    evaluation = Evaluation(model, rays, fresh)
+    evaluation = Evaluation(stream_of(model, args), rays, stream_of(model, args) if fresh else None)
     total = _length(args)
     with tqdm(total=total, unit="frame", disable=None) as bar:
         for item in items(args, model):
@@ -147,22 +148,25 @@ def _length(args: argparse.Namespace) -> int | None:
 class Evaluation:
     """One model over one set of frames: with its history and, if asked, also without."""
 
-    def __init__(self, model: OccupancyModel, rays: bool = False, without_history: bool = False) -> None:
-        self.model = model
+    def __init__(
+        self, stream: OccupancyStream, rays: bool = False, without_history: OccupancyStream | None = None
+    ) -> None:
+        """``without_history`` is a stream of its own, reset before each frame."""
+        model = self.model = stream.model
         self.rays = rays
         self.frames = 0
         self.scores = Scores(model.label_set)
         self.report = Report()
         self.witness = LidarWitness()
-        self._stream = OccupancyStream(model)
-        self._fresh = OccupancyStream(model) if without_history else None
+        self._stream = stream
+        self._fresh = without_history
         self._fresh_scores = Scores(model.label_set)
         self._milliseconds: list[float] = []
 
     def add(self, item: Item) -> None:
         """Run one frame and score it."""
         begin = time.perf_counter()
-        occupancy = self._stream.step(item.frame)
+        occupancy = step(self._stream, item.frame)
         self._milliseconds.append((time.perf_counter() - begin) * 1e3)
         self.frames += 1
         self.witness.add(item.frame, occupancy)
@@ -173,7 +177,7 @@ class Evaluation:
         self.report.add(item.frame, occupancy, item.truth, own)
         if self._fresh is not None:
             self._fresh.reset("without_history")
-            self._fresh_scores.add(self._fresh.step(item.frame), item.truth, origins)
+            self._fresh_scores.add(step(self._fresh, item.frame), item.truth, origins)
 
     def summary(self, occurring_only: bool) -> dict[str, Any]:
         """Everything measured, ready for JSON."""

@@ -1,4 +1,4 @@
-"""One source through one network, offline: the loop that `gdfusion run` and its batches share."""
+"""One source through one network, offline: the loop that `gdfusion run` and its batches share, and its single step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from tqdm import tqdm
 
 from gdfusion_ros.cli.inputs import source_of, spread
 from gdfusion_ros.errors import UserError
-from gdfusion_ros.frame import Occupancy
+from gdfusion_ros.frame import CameraFrame, Occupancy
 from gdfusion_ros.stream import OccupancyStream, SequenceRules
 
 if TYPE_CHECKING:
     from gdfusion_ros.model.model import OccupancyModel
+
+
+def stream_of(model: OccupancyModel, args: argparse.Namespace) -> OccupancyStream:
+    """A stream with the rules that the node has under the same options."""
+    return OccupancyStream(model, SequenceRules(restart_after_missing=args.missing_camera == "skip"))
+
+
+def step(stream: OccupancyStream, frame: CameraFrame) -> Occupancy:
+    """The stream's next step. Raises UserError when the frame does not fit the network."""
+    try:
+        return stream.step(frame)
+    except ValueError as error:
+        raise UserError(f"the frame at {frame.stamp_ns} ns does not fit the model: {error}") from None
 
 
 def run_source(
@@ -32,8 +45,7 @@ def run_source(
     network, or no frame came.
     """
     source = source_of(name, args)
-    rules = SequenceRules(restart_after_missing=args.missing_camera == "skip")
-    stream = OccupancyStream(load_for(source), rules)
+    stream = stream_of(load_for(source), args)
     state_bytes: list[int] = []
     stages: dict[str, list[float]] = {}
     total = (
@@ -45,10 +57,7 @@ def run_source(
         islice(source, args.frames), total=total, unit="frame", desc="run", disable=None if progress else True
     )
     for number, frame in enumerate(bar):
-        try:
-            occupancy = stream.step(frame)
-        except ValueError as error:
-            raise UserError(f"the frame at {frame.stamp_ns} ns does not fit the model: {error}") from None
+        occupancy = step(stream, frame)
         write(number, occupancy)
         state_bytes.append(occupancy.state_bytes)
         for stage, value in occupancy.timings_ms.items():

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from gdfusion_ros.cli.arguments import add_model_arguments, load
 from gdfusion_ros.cli.datasets import Item, world_items
 from gdfusion_ros.cli.inputs import add_rig_arguments, is_world, rig_names, rig_of, source_of, world_seed
+from gdfusion_ros.cli.offline import step, stream_of
 from gdfusion_ros.errors import UserError
-from gdfusion_ros.stream import OccupancyStream
 from gdfusion_ros.viewer.colors import COLOR_BY
 from gdfusion_ros.viewer.picture import save_png, shot_sheet
 from gdfusion_ros.viewer.shot import Shot, make_shot
@@ -110,10 +110,10 @@ def _made(args: argparse.Namespace) -> Iterator[Shot]:
         source = source_of(args.source, args)
         model = load(args, rig_names(source))
         items = (Item(frame) for frame in source)
-    stream = OccupancyStream(model)
+    stream = stream_of(model, args)
     for item in islice(items, args.frames):
         truth = None if item.truth is None else item.truth.labels
-        yield make_shot(stream.step(item.frame), item.frame, truth)
+        yield make_shot(step(stream, item.frame), item.frame, truth)
 
 
 def _progress(shots: Iterator[Shot] | Sequence[Shot], words: str) -> tqdm[Shot]:

@@ -43,8 +43,9 @@ class FlowScore:
     ) -> None:
         """Count the voxels of one frame where ``mask`` is true: (X, Y, Z, 3) and (X, Y, Z, 2 or 3) velocities.
 
-        Only as many components are compared as the truth has (OpenOcc annotates x and y).
+        Only as many components are compared as the truth has (OpenOcc annotates x and y), and only where it is finite.
         """
+        mask = mask & np.isfinite(truth).all(axis=-1)
         components = truth.shape[-1]
         true = truth[mask].astype(np.float64)
         error = np.linalg.norm(predicted[mask][:, :components] - true, axis=-1)
@@ -86,9 +87,13 @@ class ClassFlowError:
         truth: npt.NDArray[np.float32],
         labels: npt.NDArray[np.uint8],
     ) -> None:
-        """Count one frame: velocities (..., components) beside the true labels (...) of the same places."""
+        """Count one frame: velocities (..., components) beside the true labels (...) of the same places.
+
+        Places whose true velocity is not finite are left out.
+        """
+        known = np.isfinite(truth).all(axis=-1)
         for label_id in self.ids:
-            there = labels == label_id
+            there = (labels == label_id) & known
             difference = predicted[there][:, : truth.shape[-1]].astype(np.float64) - truth[there]
             self._sum[label_id] += float(np.linalg.norm(difference, axis=-1).sum())
             self._count[label_id] += int(there.sum())

@@ -33,7 +33,8 @@ class GroundTruth:
     hidden: Mask | None = None
     """Hidden from every camera now, but seen within the last frames: where memory can help."""
     velocity: npt.NDArray[np.float32] | None = None
-    """(X, Y, Z, 2 or 3): metres per second over ground along the grid's axes, of what fills the voxel."""
+    """(X, Y, Z, 2 or 3): metres per second over ground along the grid's axes, of what fills the voxel; not finite where
+    nobody annotated one, which then counts nowhere."""
 
     def __post_init__(self) -> None:
         for name in ("labels", "seen", "seen_by_lidar", "hidden"):
@@ -68,9 +69,11 @@ def read_occ3d(path: Path, label_set: LabelSet = label_sets.OCC3D) -> GroundTrut
         for field, key in (("seen", "mask_camera"), ("seen_by_lidar", "mask_lidar"))
         if key in arrays
     }
-    velocity = arrays["flow"].astype(np.float32) if "flow" in arrays else None
     truth = GroundTruth(np.where(known, semantics, UNKNOWN).astype(np.uint8), grids.OCC3D, label_set, **masks)
-    return truth if velocity is None else replace(truth, velocity=velocity)
+    if "flow" not in arrays:
+        return truth
+    flow = _shaped(path, "flow", arrays["flow"], (*grids.OCC3D.shape, 2))
+    return replace(truth, velocity=flow.astype(np.float32))
 
 
 def read_surroundocc(

@@ -110,9 +110,10 @@ class RayScore:
             )
 
     def _add_flow(self, predicted: npt.NDArray, truth: npt.NDArray, label: npt.NDArray) -> None:
+        known = np.isfinite(truth).all(axis=-1)
         difference = np.linalg.norm(predicted[:, : truth.shape[-1]].astype(np.float64) - truth, axis=-1)
         for k, label_id in enumerate(self.movable):
-            there = label == label_id
+            there = (label == label_id) & known
             self._flow_sum[k] += difference[there].sum()
             self._flow_count[k] += there.sum()
 

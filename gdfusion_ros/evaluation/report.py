@@ -77,6 +77,8 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         files = [write_json(folder, summary), self._csv(folder)]
         files += [_bars(folder, matrix, summary), _confusion(folder, matrix)]
+        for earlier in (folder / "worst").glob("[0-9][0-9]_frame*.png"):
+            earlier.unlink()
         for rank, bad in enumerate(self.worst, 1):
             on_truth = on_grid(bad.occupancy, bad.truth.grid)
             title = f"{bad.frame.scene}, frame {bad.number}: mIoU {100 * bad.miou:.1f}"
@@ -108,7 +110,7 @@ def _bars(folder: Path, matrix: ConfusionMatrix, summary: dict[str, Any]) -> Pat
     ious = matrix.ious()
     labels = [matrix.label_set[i] for i in ious]
     values = [0.0 if math.isnan(iou) else 100 * iou for iou in ious.values()]
-    figure = Figure(figsize=(9, 0.34 * len(labels) + 1.4), layout="constrained")
+    figure = Figure(figsize=(9, 0.3 * len(labels) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(
         [label.name for label in labels],
@@ -117,28 +119,50 @@ def _bars(folder: Path, matrix: ConfusionMatrix, summary: dict[str, Any]) -> Pat
         edgecolor="0.4",
     )
     for row, (iou, value) in enumerate(zip(ious.values(), values, strict=True)):
-        axes.text(
-            value + 0.7, row, "not there" if math.isnan(iou) else f"{value:.1f}", va="center", fontsize=8
-        )
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 105), xlabel="IoU in percent", title=_title(summary))
+        # A class that is only predicted has an IoU of 0, and not none.
+        words = "neither there nor predicted" if math.isnan(iou) else f"{value:.1f}"
+        axes.text(value + 0.7, row, words, va="center", fontsize=8, color="0.5" if math.isnan(iou) else "0")
+    if summary.get("miou") is not None:
+        axes.axvline(summary["miou"], color="0.3", linestyle="--", linewidth=1, label="mIoU")
+        axes.legend(loc="lower right")
+    axes.set(xlim=(0, 106), ylim=(len(labels) - 0.4, -0.6), xlabel="IoU in percent", title=_title(summary))
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
     return _saved(figure, folder / "classes.png")
 
 
 def _confusion(folder: Path, matrix: ConfusionMatrix) -> Path:
+    """Rows of classes that do not occur stay grey."""
     names = [label.name for label in matrix.label_set.labels]
-    share = matrix.counts / np.maximum(matrix.counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(10, 9), layout="constrained")
+    voxels = matrix.counts.sum(axis=1)
+    share = matrix.counts / np.where(voxels > 0, voxels, np.nan)[:, None]
+    figure = Figure(figsize=(11, 9.5), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(100 * share, cmap="viridis", vmin=0, vmax=100)
-    axes.set_xticks(range(len(names) + 1), [*names, "unknown"], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true", title="Share of each true class in percent")
-    for i, j in zip(*np.nonzero(share >= 0.01), strict=True):
-        color = "black" if share[i, j] > 0.6 else "white"
-        axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=6, color=color)
-    figure.colorbar(image, ax=axes, shrink=0.8)
+    axes.set_facecolor("0.85")
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(names) + 1), [*names, "unknown"], rotation=90, fontsize=9)
+    rows = [f"{name}  ({_rounded(count)})" for name, count in zip(names, voxels.tolist(), strict=True)]
+    axes.set_yticks(range(len(names)), rows, fontsize=9)
+    axes.set_xticks(np.arange(len(names)) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+    axes.set(xlabel="predicted", ylabel="true (voxels)", title="Share of each true class in percent")
+    for i, j in zip(*np.nonzero(np.nan_to_num(share) >= 0.005), strict=True):
+        color = "white" if share[i, j] > 0.6 else "black"
+        weight = "bold" if i == j else "normal"
+        axes.text(
+            j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=8, color=color, weight=weight
+        )
+    figure.colorbar(image, ax=axes, shrink=0.6)
     return _saved(figure, folder / "confusion.png")
+
+
+def _rounded(count: int) -> str:
+    """A count for people: 812, 53 k, 1.2 M."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.3g} k" if count < 999_500 else f"{count / 1e6:.3g} M"
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ Colors = npt.NDArray[np.uint8]
 GREY = (120, 120, 120)
 RIGHT, WRONG_CLASS, FALSE_ALARM, MISSED = (90, 170, 90), (240, 200, 40), (220, 50, 50), (60, 90, 230)
 """Colours of ``error``: right, occupied but of another class, nothing there, and something there that was missed."""
+ERRORS = {"right": RIGHT, "other class": WRONG_CLASS, "nothing there": FALSE_ALARM, "missed": MISSED}
+"""The same by what a legend calls them."""
 FULL_SPEED = 10.0
 """Metres per second (or metres of history displacement) at which the colour of ``flow`` is saturated."""
 

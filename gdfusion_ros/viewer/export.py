@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import Image
-from gdfusion_ros.viewer.colors import FALSE_ALARM, GREY, MISSED, RIGHT, WRONG_CLASS, voxel_colors
+from gdfusion_ros.viewer.colors import ERRORS, GREY, voxel_colors
 from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 
 Tell = Callable[[int], None]
@@ -37,7 +37,7 @@ def write_html(shots: Iterable[Shot], path: Path, seconds: float = 0.2, tell: Te
         tell(len(packed) - 1)
     if first is None:
         raise UserError(f"nothing to write into {path}: there are no grids")
-    errors = [GREY, RIGHT, WRONG_CLASS, FALSE_ALARM, MISSED]
+    errors = [GREY, *ERRORS.values()]
     content = {
         "grid": {
             "shape": first.grid.shape,
@@ -68,7 +68,7 @@ def _packed(shot: Shot, track: npt.NDArray[np.float64]) -> dict[str, Any]:
     nothing = np.zeros(count, dtype=np.uint8)
     errors = voxel_colors(shot, "error")
     codes = nothing.copy()
-    for code, color in enumerate((RIGHT, WRONG_CLASS, FALSE_ALARM, MISSED), 1):
+    for code, color in enumerate(ERRORS.values(), 1):
         codes[(errors == color).all(axis=1)] = code
     arrows = flow_arrows(shot)
     arrays = (

@@ -16,7 +16,7 @@ from PIL import ImageDraw, ImageFont
 from gdfusion_ros.frame import CameraFrame, Image, Occupancy
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.rays import first_hits
-from gdfusion_ros.viewer.colors import ColorBy, voxel_colors
+from gdfusion_ros.viewer.colors import ERRORS, ColorBy, voxel_colors
 from gdfusion_ros.viewer.shot import Shot, make_shot, true_shot
 
 Array = npt.NDArray[np.float64]
@@ -111,7 +111,8 @@ def sheet(
 ) -> Image:
     """One RGB picture that explains itself: cameras that look ahead, the grid, cameras that look back, a legend.
 
-    With ``truth`` (X, Y, Z), ground truth stands beside the prediction. ``title`` stands above the legend.
+    With ``truth`` (X, Y, Z), ground truth and the errors stand beside the prediction. ``title`` stands above the
+    legend.
     """
     return shot_sheet(make_shot(occupancy, frame, truth), width, color_by, title)
 
@@ -123,9 +124,13 @@ def shot_sheet(shot: Shot, width: int = 1440, color_by: ColorBy = "label", title
     if shot.truth is None:
         parts.append(render(shot, (width, width * 9 // 16), color_by=color_by))
     else:
-        half = (width // 2, width * 7 // 16)
-        prediction = write_on(render(shot, half, color_by=color_by), "prediction")
-        parts.append(np.hstack([prediction, write_on(render(true_shot(shot), half), "ground truth")]))
+        third = (width // 3, width * 3 // 8)
+        panels = [
+            write_on(render(shot, third, color_by=color_by), "prediction"),
+            write_on(render(true_shot(shot), third), "ground truth"),
+            write_on(render(shot, third, color_by="error"), "errors"),
+        ]
+        parts.append(np.hstack(panels))
     if back:
         parts.append(_strip(shot, back, width))
     parts.append(_legend(shot, width, title))
@@ -258,9 +263,13 @@ def _strip(shot: Shot, names: Sequence[str], width: int) -> Image:
 
 
 def _legend(shot: Shot, width: int, title: str) -> Image:
-    """Colours of the labels, and what the grid is."""
-    entries = [label for label in shot.label_set.labels if label.id != shot.label_set.free]
-    columns = max(1, width // 170)
+    """Colours of the labels and of the errors where there are some, and what the grid is."""
+    entries = [
+        (label.name, label.color) for label in shot.label_set.labels if label.id != shot.label_set.free
+    ]
+    if shot.truth is not None:
+        entries += [(f"error: {name}", color) for name, color in ERRORS.items()]
+    columns = max(1, width // 180)
     rows = -(-len(entries) // columns)
     words = (
         f"{shot.model}  |  weights {shot.weights}  |  sequence {shot.sequence}, "
@@ -271,10 +280,10 @@ def _legend(shot: Shot, width: int, title: str) -> Image:
     draw = ImageDraw.Draw(image)
     for k, line in enumerate(lines):
         draw.text((10, 6 + 22 * k), line, font=_font(14), fill=(230, 230, 230))
-    for k, label in enumerate(entries):
-        left, top = 10 + (k % columns) * 170, 8 + 22 * (len(lines) + k // columns)
-        draw.rectangle((left, top + 2, left + 14, top + 16), fill=label.color, outline=(160, 160, 160))
-        draw.text((left + 20, top), label.name, font=_font(14), fill=(230, 230, 230))
+    for k, (name, color) in enumerate(entries):
+        left, top = 10 + (k % columns) * 180, 8 + 22 * (len(lines) + k // columns)
+        draw.rectangle((left, top + 2, left + 14, top + 16), fill=color, outline=(160, 160, 160))
+        draw.text((left + 20, top), name, font=_font(14), fill=(230, 230, 230))
     return np.asarray(image)
 
 

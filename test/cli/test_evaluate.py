@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from driving import drive, tiny_model
 
 from gdfusion_ros import grid as grids
+from gdfusion_ros.assembly.rig import find_topics
 from gdfusion_ros.cli import evaluate, main
 from gdfusion_ros.frame import CameraFrame, Flow, FlowKind
 from gdfusion_ros.grid import VoxelGrid
@@ -52,7 +55,7 @@ class FlatRoad:
 @pytest.fixture
 def flat_road(monkeypatch: pytest.MonkeyPatch) -> FlatRoad:
     model = FlatRoad()
-    monkeypatch.setattr(evaluate, "load", lambda _: model)
+    monkeypatch.setattr(evaluate, "load", lambda *_: model)
     return model
 
 
@@ -126,6 +129,20 @@ def test_a_recording_with_point_clouds_gives_what_its_folder_gave(
         direct["lidar"]["returns_in_occupied"], abs=1e-3
     )
     assert bag["lidar"]["free_space_free"] == pytest.approx(direct["lidar"]["free_space_free"], abs=1e-3)
+
+
+def test_a_recording_of_another_rig_is_scored_with_a_network_made_for_its_cameras(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = ("CAM_FRONT", "CAM_BACK")
+    record_frames(drive([0.0, 0.5], cameras=names), tmp_path / "bag")
+    topics = tmp_path / "two.yaml"
+    rig = yaml.safe_load(find_topics("nuscenes").read_text())
+    rig["cameras"] = {name: rig["cameras"][name] for name in names}
+    topics.write_text(yaml.safe_dump(rig))
+    model = ["--model", str(tiny_model(tmp_path)), "--weights", "random:0"]
+    result = result_of(capsys, str(tmp_path / "bag"), "--source", "bag", "--topics", str(topics), *model)
+    assert result["frames"] == 2
 
 
 @pytest.mark.usefixtures("flat_road")

@@ -31,6 +31,31 @@ def test_only_the_components_that_are_annotated_count() -> None:
     assert score.epe_moving == 1.0
 
 
+def test_velocities_that_nobody_annotated_count_nowhere() -> None:
+    truth, guess = field((3, 4, 0), (np.nan, 0, 0), (np.inf, 0, 0)), field((0, 0, 0), (0, 0, 0), (0, 0, 0))
+    score, by_class = FlowScore(), ClassFlowError((4,))
+    score.add(guess, truth, np.ones((3, 1, 1), bool))
+    by_class.add(guess, truth, np.full((3, 1, 1), 4, np.uint8))
+    assert (score.epe_moving, score.moving_voxels, by_class.mean) == (5.0, 1, 5.0)
+
+
+def test_the_class_errors_equal_brute_force_on_200_random_small_grids() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        shape = tuple(rng.integers(1, 6, 3))
+        labels = rng.choice([4, 7, 11, 17, 255], shape).astype(np.uint8)
+        guess = rng.normal(size=(*shape, 3)).astype(np.float32)
+        truth = rng.normal(size=(*shape, 2)).astype(np.float32)
+        score, errors = ClassFlowError((4, 7)), {4: [], 7: []}
+        score.add(guess, truth, labels)
+        for at in np.ndindex(shape):
+            if labels[at] in errors:
+                errors[labels[at]].append(math.dist(guess[at][:2].tolist(), truth[at].tolist()))
+        means = [sum(values) / len(values) for values in errors.values() if values]
+        expected = sum(means) / len(means) if means else math.nan
+        assert score.mean == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
 def test_nothing_seen_is_nan_and_not_zero() -> None:
     assert math.isnan(FlowScore().epe_moving)
     assert math.isnan(FlowScore().epe_static)

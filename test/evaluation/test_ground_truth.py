@@ -103,6 +103,9 @@ def test_a_missing_broken_or_foreign_npz_is_refused_in_one_line(tmp_path: Path) 
         read_occ3d(write_occ3d(tmp_path / "foreign.npz", labels=np.zeros(3)))
     with pytest.raises(UserError, match="has shape"):
         read_occ3d(write_occ3d(tmp_path / "small.npz", semantics=np.zeros((2, 2, 2))))
+    whole = np.zeros(grids.OCC3D.shape, np.uint8)
+    with pytest.raises(UserError, match="flow has shape"):
+        read_occ3d(write_occ3d(tmp_path / "flow.npz", semantics=whole, flow=np.zeros((*whole.shape, 3))))
 
 
 def test_masks_must_fit_the_grid() -> None:

@@ -88,10 +88,15 @@ def test_passed_cells_equal_brute_force() -> None:
     for _ in range(200):
         solid = rng.random(grid.shape) < 0.2
         origin, point = rng.uniform(grid.minimum, grid.maximum, (2, 3))
-        # Fine samples give the cells in order; none is shorter than a thousandth of the ray, nearly surely.
-        path = origin + np.linspace(0, 1, 200001)[:, None] * (point - origin)
-        cells, _ = grid.index(path)
-        order = cells[np.r_[True, (np.diff(cells, axis=0) != 0).any(axis=1)]]
+        # Between two crossings of the grid's planes a ray is in one cell: that of the middle.
+        planes = [
+            low + size * np.arange(n + 1)
+            for low, size, n in zip(grid.minimum, grid.cell_size, grid.shape, strict=True)
+        ]
+        crossings = [(plane - origin[a]) / (point - origin)[a] for a, plane in enumerate(planes)]
+        at = np.sort(np.concatenate([*crossings, [0.0, 1.0]]))
+        at = at[(at >= 0) & (at <= 1)]
+        order, _ = grid.index(origin + ((at[1:] + at[:-1]) / 2)[:, None] * (point - origin))
         on_the_way = order[:-2]
         free = int((~solid[tuple(on_the_way.T)]).sum())
         assert passed_cells(solid, grid, origin, point[None]) == (len(on_the_way), free)
