@@ -37,5 +37,7 @@ class NetworkOutput:
     """(B, Z, Y, X) or (B, Y, X) where the offsets point into the history."""
     velocity: Tensor | None = None
     """(B, Y, X, Z, 2) metres per second along x and y of the grid's frame, from a supervised flow head."""
+    context: Tensor | None = None
+    """(B * N, C, h, w) what is lifted of each image cell, for a loss on what the images show."""
     labels: Tensor | None = None
     """(B, Y, X, Z) uint8, of networks whose labels are not simply those of the largest logits."""

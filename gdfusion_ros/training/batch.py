@@ -34,6 +34,8 @@ class Targets:
     """(B, Y, X, Z, 2) metres per second."""
     depth: Tensor | None
     """(B * N, h, w, D) how the depths of a cell's pixels spread over the bins; zeros where none is in reach."""
+    semantics: Tensor | None
+    """(B * N, h, w, L) how the labels of a cell's pixels spread over the label set; zeros where nobody knows."""
 
 
 def collate(
@@ -42,11 +44,12 @@ def collate(
     stride: int,
     first: bool = True,
     unseen: float = 0.0,
+    semantics: bool = False,
 ) -> tuple[NetworkInput, Targets]:
     """A batch from (sequence, frame) pairs for the network of a configuration.
 
     ``stride``: image pixels of a feature cell; ``first``: the frames begin sequences, so they have no ego motion;
-    ``unseen``: the weight of voxels that no camera has seen yet.
+    ``unseen``: the weight of voxels that no camera has seen yet; ``semantics``: whether what the pixels show is wanted.
     """
     images = np.stack([sequence.images[i] for sequence, i in samples])
     grid, bins = config.grid.output, config.depth
@@ -76,6 +79,13 @@ def collate(
         depth=None
         if bins is None
         else depth_target(np.concatenate([sequence.depth[i] for sequence, i in samples]), bins, stride),
+        semantics=semantics_target(
+            np.concatenate([sequence.pixel_labels[i] for sequence, i in samples]),
+            config.labels.labels,
+            stride,
+        )
+        if semantics
+        else None,
     )
 
 
@@ -94,18 +104,32 @@ def _turned(velocity: npt.NDArray[np.float32], grid: VoxelGrid) -> npt.NDArray[n
 
 def depth_target(depth: npt.NDArray[np.uint8], bins: DepthBins, stride: int) -> Tensor:
     """(M, h, w, D) share of a cell's pixels in each depth bin, from stored depth (M, H, W)."""
-    m, height, width = depth.shape
-    h, w = height // stride, width // stride
     # A bin stands for the depths around its value, to which lifting puts it.
     bin_of = np.round((np.arange(256) * DEPTH_STEP + DEPTH_STEP / 2 - bins.lower) / bins.step).astype(
         np.int64
     )
     bin_of[(bin_of < 0) | (bin_of >= bins.count)] = bins.count
     bin_of[255] = bins.count
-    cells = depth.reshape(m, h, stride, w, stride).transpose(0, 1, 3, 2, 4).reshape(m * h * w, -1)
-    rows = np.arange(len(cells))[:, None] * (bins.count + 1)
-    counts = np.bincount((bin_of[cells] + rows).ravel(), minlength=len(cells) * (bins.count + 1))
-    shares = counts.reshape(m, h, w, bins.count + 1)[..., : bins.count] / (stride * stride)
+    return _shares(bin_of[depth], bins.count, stride)
+
+
+def semantics_target(pixels: npt.NDArray[np.uint8], labels: LabelSet, stride: int) -> Tensor:
+    """(M, h, w, L) share of a cell's pixels that show each of L labels, from the world's labels (M, H, W)."""
+    known, label_of = _label_table(labels)
+    count = len(labels.labels)
+    table = np.full(256, count, dtype=np.int64)
+    table[: len(known)] = np.where(known, label_of, count)
+    return _shares(table[pixels], count, stride)
+
+
+def _shares(values: npt.NDArray[np.integer[Any]], count: int, stride: int) -> Tensor:
+    """(M, h, w, count) share of each value below ``count`` among a cell's pixels, from values (M, H, W)."""
+    m, height, width = values.shape
+    h, w = height // stride, width // stride
+    cells = values.reshape(m, h, stride, w, stride).transpose(0, 1, 3, 2, 4).reshape(m * h * w, -1)
+    rows = np.arange(len(cells))[:, None] * (count + 1)
+    counts = np.bincount((cells + rows).ravel(), minlength=len(cells) * (count + 1))
+    shares = counts.reshape(m, h, w, count + 1)[..., :count] / (stride * stride)
     return torch.from_numpy(shares.astype(np.float32))
 
 

@@ -26,6 +26,8 @@ class Checkpoint:
     average: Mapping[str, Tensor]
     optimizer: Mapping[str, Any] | None
     """None between two stages."""
+    semantics: Mapping[str, Tensor]
+    """The layer that only training has; empty where there is none."""
     temporal: Mapping[str, Tensor] = field(default_factory=dict)
     """The streams' temporal state; empty at a sequence's start."""
     temporal_frames: int = 0

@@ -5,8 +5,10 @@ A sequence follows from its number alone, so whether it was just drawn or read b
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.sources.world import GRID, NUSCENES, TRAINING_SEEDS, GroundTruth, WorldSource
 
+VERSION = 1
+"""Of the made-up world's looks and of what is stored: sequences kept under another one are drawn anew."""
 DEPTH_STEP = 0.2
 """Metres of one step of the stored depth; 255 stands for nothing within reach."""
 
@@ -29,6 +33,8 @@ class Sequence:
     """(F, N, H, W, 3) RGB."""
     depth: npt.NDArray[np.uint8]
     """(F, N, H, W) optical depth in steps of 0.2 m."""
+    pixel_labels: npt.NDArray[np.uint8]
+    """(F, N, H, W) what each pixel shows, free for the sky; 255 where nobody knows."""
     labels: npt.NDArray[np.uint8]
     """(F, X, Y, Z)."""
     visible: npt.NDArray[np.bool_]
@@ -85,7 +91,7 @@ class WorldSequences:
         path = (
             None
             if self.cache is None
-            else self.cache / f"{self.first_seed + number}_{self.frames}.safetensors"
+            else self.cache / f"{self.first_seed + number}_{self._form}.safetensors"
         )
         if path is not None and path.is_file():
             return _unpack(load_file(path))
@@ -96,6 +102,12 @@ class WorldSequences:
             save_file(_pack(sequence), temporary)
             temporary.replace(path)
         return sequence
+
+    @cached_property
+    def _form(self) -> str:
+        """What a stored sequence depends on besides its seed, short enough for a file's name."""
+        form = f"{VERSION} {self.frames} {self.image_size} {self.grid}"
+        return hashlib.sha256(form.encode()).hexdigest()[:12]
 
     def _draw(self, seed: int) -> Sequence:
         rng = np.random.default_rng([seed, 100])
@@ -117,6 +129,7 @@ def mirrored(sequence: Sequence) -> Sequence:
     return Sequence(
         images=sequence.images[:, :, :, ::-1],
         depth=sequence.depth[..., ::-1],
+        pixel_labels=sequence.pixel_labels[..., ::-1],
         labels=sequence.labels[:, :, ::-1],
         visible=sequence.visible[:, :, ::-1],
         hidden=sequence.hidden[:, :, ::-1],
@@ -134,6 +147,7 @@ def _stack(pairs: list[tuple[CameraFrame, GroundTruth]]) -> Sequence:
     return Sequence(
         images=np.stack([np.stack([view.image for view in frame.views]) for frame, _ in pairs]),
         depth=np.stack([np.stack([_quantise(depth) for depth in truth.depth]) for _, truth in pairs]),
+        pixel_labels=np.stack([np.stack(truth.pixel_labels) for _, truth in pairs]),
         labels=np.stack([truth.labels for _, truth in pairs]),
         visible=np.stack([truth.visible for _, truth in pairs]),
         hidden=np.stack([truth.hidden_seen_before for _, truth in pairs]),

@@ -59,11 +59,26 @@ def occupancy_loss(
     return cross_entropy, jaccard
 
 
+def expected_logits(class_weights: Tensor, labels: LabelSet = OCC3D) -> Tensor:
+    """(L,) logits of a network that knows only how often each label occurs in the world and what it weighs."""
+    shares = torch.full((len(labels.labels),), 1e-3)
+    for name, count in _WORLD_COUNTS.items():
+        shares[labels.id(name)] = count
+    return (shares * class_weights).log() - (shares * class_weights).sum().log()
+
+
 def depth_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of depth (M, D, h, w) with the spread of depths (M, h, w, D) in each cell, a mean over cells."""
     inside = target.sum(dim=-1)
     entropy = -(target * probabilities.movedim(1, -1).float().clamp_min(1e-6).log()).sum(dim=-1)
     return entropy.sum() / inside.sum().clamp_min(1.0)
+
+
+def semantics_loss(logits: Tensor, target: Tensor, class_weights: Tensor) -> Tensor:
+    """Cross-entropy of logits (M, L, h, w) with the spread of labels (M, h, w, L) in each cell, a weighted mean."""
+    target = target * class_weights
+    entropy = -(target * logits.movedim(1, -1).log_softmax(dim=-1)).sum()
+    return entropy / target.sum().clamp_min(1.0)
 
 
 def flow_loss(velocity: Tensor, target: Tensor, labels: Tensor, weight: Tensor, free: int) -> Tensor:

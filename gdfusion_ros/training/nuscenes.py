@@ -19,6 +19,7 @@ from gdfusion_ros.sources.nuscenes_tables import NuScenesSource
 from gdfusion_ros.training.data import DEPTH_STEP, Sequence
 
 UNKNOWN_DEPTH = 255
+UNKNOWN_LABEL = 255
 _NEAREST = 0.5
 """Metres: LiDAR points nearer to a camera than this are its own vehicle."""
 
@@ -71,6 +72,7 @@ class NuScenesSequences:
         ]
         first = views[0]
         shape = (len(pairs), *pairs[0][1].grid.shape)
+        pixels = (len(pairs), len(first), *first[0].image.shape[:2])
         seen = [np.ones(truth.labels.shape, bool) if truth.seen is None else truth.seen for _, truth in pairs]
         return Sequence(
             images=np.stack([[view.image for view in row] for row in views]),
@@ -82,7 +84,8 @@ class NuScenesSequences:
             ),
             labels=np.stack([truth.labels for _, truth in pairs]),
             visible=np.stack(seen),
-            # Occ3D knows neither: views of one zero take no memory.
+            # Occ3D knows none of these: views of one number take no memory.
+            pixel_labels=np.broadcast_to(np.full((), UNKNOWN_LABEL, np.uint8), pixels),
             hidden=np.broadcast_to(np.zeros((), bool), shape),
             velocity=np.broadcast_to(np.zeros((), np.float32), (*shape, 2)),
             intrinsics=np.stack([view.intrinsics for view in first]),

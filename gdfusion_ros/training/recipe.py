@@ -20,6 +20,9 @@ class LossWeights:
     jaccard: float = 1.0
     depth: float = 0.3
     flow: float = 0.1
+    semantics: float = 0.0
+    """On what each image cell shows, through a layer that only training has: it tells the image encoder what to look
+    for before the depths are good enough for voxels to tell it."""
     unseen: float = 0.0
     """Of a voxel that no camera has seen yet, against 1 of a visible one, in the cross-entropy: what stands there can
     only be guessed, but a house is better guessed solid."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,17 +14,23 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
-from gdfusion_ros.model.fusion.temporal import RecurrentFusion
+from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.model import build_network
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.weights import fill_weights, write_weights
 from gdfusion_ros.training.batch import Targets, collate
+from gdfusion_ros.training.beginning import begin_history, begin_with_shares, semantics_layer, without_history
 from gdfusion_ros.training.checkpoint import Checkpoint
 from gdfusion_ros.training.data import WorldSequences
 from gdfusion_ros.training.lidar import ego_grid
-from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, world_class_weights
+from gdfusion_ros.training.losses import (
+    depth_loss,
+    flow_loss,
+    occupancy_loss,
+    semantics_loss,
+    world_class_weights,
+)
 from gdfusion_ros.training.nuscenes import NuScenesSequences
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
 from gdfusion_ros.training.precision import compute_in_bfloat16
@@ -35,7 +41,7 @@ WEIGHTS = "weights.safetensors"
 CURVES = "curves.csv"
 _CURVE_STEPS = 20
 _CHECKPOINT_SECONDS = 120.0
-_LOSSES = ("cross_entropy", "jaccard", "depth", "flow")
+_LOSSES = ("cross_entropy", "jaccard", "depth", "flow", "semantics")
 
 
 class Trainer:
@@ -70,6 +76,7 @@ class Trainer:
         for module in self.network.modules():
             if isinstance(module, nn.Conv2d):  # a third faster on a CPU
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.semantics = semantics_layer(self.network, len(self.config.labels.labels.labels))
         self.single = without_history(self.network, self.config)
         if recipe.precision == "bf16":
             compute_in_bfloat16(self.network)
@@ -79,13 +86,15 @@ class Trainer:
         self._stopping = False
         self.first_losses: dict[str, float] | None = None
         self._optimizer_entries: dict | None = None  # type: ignore[type-arg]
-        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.loader = self._loader(nuscenes, cache, workers)
         # The published networks' cross-entropy has no weights; the world's rare classes would be lost without.
         labels = self.config.labels.labels
         self.class_weights = (
             world_class_weights(labels) if nuscenes is None else torch.ones(len(labels.labels))
         )
+        if nuscenes is None and not recipe.weights:
+            begin_with_shares(self.network, self.config, self.class_weights)
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         out.mkdir(parents=True, exist_ok=True)
         if resume and (out / CHECKPOINT).is_file():
             self._restore(Checkpoint.load(out / CHECKPOINT))
@@ -134,7 +143,7 @@ class Trainer:
             for module in network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        self.optimizer = _optimizer(network, stage, self.recipe.weight_decay)
+        self.optimizer = _optimizer(self._trained(network), stage, self.recipe.weight_decay)
         if self._optimizer_entries is not None:
             self.optimizer.load_state_dict(self._optimizer_entries)
             self._optimizer_entries = None
@@ -199,7 +208,12 @@ class Trainer:
         first = not stage.history or where[0][1] == 0
         stride = self.config.image.height // self._depth_rows
         frame, targets = collate(
-            [(self.loader[n], i) for n, i in where], self.config, stride, first, stage.losses.unseen
+            [(self.loader[n], i) for n, i in where],
+            self.config,
+            stride,
+            first,
+            stage.losses.unseen,
+            stage.losses.semantics > 0,
         )
         return frame, targets, first
 
@@ -226,17 +240,27 @@ class Trainer:
             if output.velocity is None
             else flow_loss(output.velocity, targets.velocity, targets.labels, targets.weight, free)
         )
+        losses["semantics"] = zero
+        if targets.semantics is not None and self.semantics is not None and output.context is not None:
+            logits = self.semantics(output.context)
+            losses["semantics"] = semantics_loss(logits, targets.semantics, self.class_weights)
         total = sum((getattr(stage.losses, name) * losses[name] for name in _LOSSES), zero)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        parameters = list(self._trained(network).values())
         if self.processes > 1:
-            _average_over_processes([p.grad for p in network.parameters() if p.grad is not None])
-        nn.utils.clip_grad_norm_(network.parameters(), self.recipe.clip)
+            _average_over_processes([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         self.optimizer.step()
         if self.processes > 1 and not stage.freeze_norm:
             _average_over_processes([b for b in network.buffers() if b.is_floating_point()])
         self._average()
         return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _trained(self, network: nn.Module) -> dict[str, nn.Parameter]:
+        """Everything that a step changes, by name."""
+        extra = {} if self.semantics is None else dict(self.semantics.named_parameters(prefix="semantics"))
+        return {**dict(network.named_parameters()), **extra}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -278,6 +302,7 @@ class Trainer:
             seconds=self.seconds,
             network=self.network.state_dict(),
             average=self.average,
+            semantics={} if self.semantics is None else self.semantics.state_dict(),
             optimizer=self.optimizer.state_dict() if inside else None,
             temporal={} if self.state is None else dict(self.state.tensors),
             temporal_frames=0 if self.state is None else self.state.frames,
@@ -299,6 +324,8 @@ class Trainer:
         self.network.load_state_dict(dict(checkpoint.network))
         for name, value in checkpoint.average.items():
             self.average[name].copy_(value)
+        if self.semantics is not None:
+            self.semantics.load_state_dict(dict(checkpoint.semantics))
         self._optimizer_entries = None if checkpoint.optimizer is None else dict(checkpoint.optimizer)
         if checkpoint.temporal_frames:
             self.state = TemporalState(checkpoint.temporal_frames, checkpoint.temporal)
@@ -314,64 +341,14 @@ def learning_rate(stage: Stage, progress: float) -> float:
     return stage.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * down)))
 
 
-def without_history(network: nn.Module, config: ModelConfig) -> nn.Module:
-    """The same network, its parameters shared, without its temporal cues."""
-    temporal = TemporalConfig(history="none", frame_interval=config.temporal.frame_interval)
-    single = build_network(dataclasses.replace(config, temporal=temporal))
-    for name, child in network.named_children():
-        if name not in ("temporal", "geometry_fusion"):
-            setattr(single, name, child)
-    return single
-
-
-@torch.no_grad()
-def begin_history(network: nn.Module) -> None:
-    """Let the cues begin with something that makes sense, so that their gains know at once which way to go.
-
-    The geometry cue takes over the depth head of single frames; the voxel cue is the mean of now and before; the
-    motion and scene cues change nothing. Random fusion behind a gain of zero would be a saddle: neither would
-    teach the other.
-    """
-    depth_net = getattr(network, "depth_net", None)
-    geometry_head = getattr(depth_net, "geometry_head", None)
-    depth_head = getattr(depth_net, "depth_head", None)
-    if isinstance(geometry_head, nn.Conv2d) and isinstance(depth_head, nn.Conv2d):
-        geometry_head.load_state_dict(depth_head.state_dict())
-    temporal = getattr(network, "temporal", None)
-    if not isinstance(temporal, RecurrentFusion) or temporal.gain is None or temporal.gain.any():
-        return  # cues that have no gains, or have learned already, stay as they are
-    if temporal.voxel is not None:
-        identity = torch.eye(temporal.voxel.channels)
-        _set_pointwise(temporal.voxel.each, identity)
-        _set_pointwise(temporal.voxel.merge, torch.cat([identity, identity], dim=1) / 2)
-        for parameter in temporal.voxel.time_embedding[-1].parameters():
-            parameter.zero_()
-    if temporal.motion is not None:
-        for parameter in temporal.motion.offset.parameters():
-            parameter.zero_()
-    if temporal.scene is not None:
-        temporal.scene.query.weight.copy_(torch.eye(len(temporal.scene.query.weight)))
-        temporal.scene.value.weight.copy_(temporal.scene.key.weight)
-        temporal.scene.scale.zero_()
-
-
-def _set_pointwise(layer: nn.Sequential, weight: Tensor) -> None:
-    """Make a convolution of one cell with its norm a product with ``weight``."""
-    convolution, norm = layer[0], layer[1]
-    assert isinstance(convolution, (nn.Conv2d, nn.Conv3d)), "this is what a pointwise layer begins with"
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    assert convolution.bias is not None
-    convolution.weight.copy_(weight.view_as(convolution.weight))
-    convolution.bias.zero_()
-    norm.reset_parameters()
-
-
-def _optimizer(network: nn.Module, stage: Stage, weight_decay: float) -> torch.optim.AdamW:
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], stage: Stage, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW without decay of biases and norms, and with a rate of its own for the temporal gains."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     gains: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         group = gains if name.split(".")[-1] == "gain" else matrices if parameter.dim() > 1 else vectors
         group.append(parameter)
     groups = [

@@ -32,16 +32,24 @@ def test_the_same_seed_gives_the_same_bytes(pairs):
             assert np.array_equal(getattr(truth, name), getattr(truth2, name))
 
 
+def test_the_sky_is_free_and_nothing_else_is(pairs):
+    for _, truth in pairs:
+        for depth, labels in zip(truth.depth, truth.pixel_labels, strict=True):
+            assert np.array_equal(labels == OCC3D.free, np.isinf(depth))
+
+
 def test_another_seed_is_another_city(pairs):
     other = next(iter(WorldSource(8, frames=1, image_size=SIZE, weather="day")))
     assert not np.array_equal(other.views[1].image, pairs[0][0].views[1].image)
 
 
 def test_where_a_ray_ends_the_grid_is_occupied(drive, pairs):
-    hits = solid = 0
+    hits = solid = same = 0
     for frame, truth in pairs:
         ego_from_world = inverse(frame.world_from_ego)
-        for camera, view, depth in zip(NUSCENES.cameras, frame.views, truth.depth, strict=True):
+        for camera, view, depth, pixel_labels in zip(
+            NUSCENES.cameras, frame.views, truth.depth, truth.pixel_labels, strict=True
+        ):
             assert depth.shape == SIZE
             if view.stamp_ns != frame.stamp_ns:
                 continue  # things have moved on between this exposure and the grid's time
@@ -53,9 +61,11 @@ def test_where_a_ray_ends_the_grid_is_occupied(drive, pairs):
             labels = truth.labels[tuple(cells[inside].T)]
             hits += len(labels)
             solid += int((labels != OCC3D.free).sum())
+            same += int((labels == pixel_labels[near][inside]).sum())
     assert hits > 5000
     # The rest are corners of things that fill less than a quarter of their cell.
     assert solid / hits > 0.88
+    assert same / hits > 0.8
 
 
 def test_what_moves_is_of_a_class_that_can_move(pairs):

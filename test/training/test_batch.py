@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from gdfusion_ros.labels import OCC3D
 from gdfusion_ros.model.config import DepthBins, ImageConfig, load_config
 from gdfusion_ros.model.model import load_model
 from gdfusion_ros.sources.world import TRAINING_SEEDS, WorldSource
-from gdfusion_ros.training.batch import collate, depth_target
+from gdfusion_ros.training.batch import collate, depth_target, semantics_target
 from gdfusion_ros.training.data import WorldSequences, _stack
-from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss
+from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, semantics_loss
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,24 @@ def test_the_jaccard_loss_does_not_ask_for_what_nobody_has_seen():
     cross_entropy, jaccard = occupancy_loss(logits, labels, weight, torch.ones(18))
     assert jaccard < 1e-5
     assert cross_entropy > 0.1
+
+
+def test_semantics_targets_count_the_pixels_of_a_cell():
+    pixels = np.full((1, 4, 4), OCC3D.id("car"), dtype=np.uint8)
+    pixels[0, 0] = OCC3D.free
+    pixels[0, 1] = 255
+    target = semantics_target(pixels, OCC3D, 4)
+    assert target.shape == (1, 1, 1, 18)
+    assert target[0, 0, 0, OCC3D.id("car")] == 0.5
+    assert target[0, 0, 0, OCC3D.free] == 0.25
+    assert target.sum() == 0.75
+
+
+def test_a_perfect_guess_of_what_cells_show_costs_nothing():
+    target = torch.zeros(1, 2, 2, 18)
+    target[..., 4] = 1.0
+    assert semantics_loss(50.0 * target.movedim(-1, 1), target, torch.ones(18)) < 1e-6
+    assert semantics_loss(torch.zeros(1, 18, 2, 2), target, torch.ones(18)) == pytest.approx(np.log(18))
 
 
 def test_depth_targets_count_the_pixels_of_a_cell():

@@ -11,16 +11,20 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from gdfusion_ros.errors import UserError
+from gdfusion_ros.labels import OCC3D
 from gdfusion_ros.model.config import DepthBins, GridConfig, ImageConfig, load_config
 from gdfusion_ros.model.model import build_network, load_model
 from gdfusion_ros.model.networks.small import SmallArchitecture
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
+from gdfusion_ros.training.beginning import begin_history, begin_with_shares
+from gdfusion_ros.training.losses import world_class_weights
 from gdfusion_ros.training.order import single_frame
-from gdfusion_ros.training.recipe import Recipe, Stage, load_recipe
-from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, begin_history, learning_rate
+from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe
+from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
 
 FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
 STREAMS = Stage("streams", history=True, steps=8, share=1.0, batch=1, rate=0.002, freeze_norm=True)
@@ -156,6 +160,23 @@ def test_history_that_has_been_learned_stays(config):
     expected = network.temporal.voxel.merge[0].weight.clone()
     begin_history(network)
     assert torch.equal(network.temporal.voxel.merge[0].weight, expected)
+
+
+def test_a_classifier_begins_with_how_often_each_label_occurs(config):
+    network = build_network(config)
+    begin_with_shares(network, config, world_class_weights())
+    shares = network.classifier[-1].bias[1:19].softmax(dim=0)
+    assert shares.argmax() == OCC3D.free
+    assert shares[OCC3D.id("driveable_surface")] > shares[OCC3D.id("car")] > shares[OCC3D.id("traffic_cone")]
+
+
+def test_the_layer_on_what_images_show_is_trained_but_not_in_the_weights(config, cache, tmp_path):
+    stage = dataclasses.replace(FRAMES, steps=2, losses=LossWeights(semantics=1.0))
+    trainer = Trainer(dataclasses.replace(RECIPE, stages=(stage,)), tmp_path, cache=cache, config=config)
+    before = trainer.semantics.weight.clone()
+    assert trainer.run()
+    assert not torch.equal(trainer.semantics.weight, before)
+    assert not [name for name in load_file(tmp_path / WEIGHTS) if "semantics" in name]
 
 
 def test_the_rate_rises_and_falls():

@@ -129,7 +129,10 @@ class Small(nn.Module):
         watch.show(logits=logits)
 
         new_state = next_state(state, voxel_state, geometry_state, None)
-        return NetworkOutput(logits, depth.probabilities, fused.offsets, fused.inside, velocity), new_state
+        output = NetworkOutput(
+            logits, depth.probabilities, fused.offsets, fused.inside, velocity, context=depth.context
+        )
+        return output, new_state
 
     def _encode(self, rows: Tensor) -> Tensor:
         """(B, Y, X, Z, 2C) through the encoder with the heights as channels, to (B, Y, X, Z, C)."""

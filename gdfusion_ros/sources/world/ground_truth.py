@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import OCC3D
-from gdfusion_ros.sources.world.cast import FAR
+from gdfusion_ros.sources.world.cast import COLUMN, FAR, GROUND, PART
 from gdfusion_ros.sources.world.city import (
     COLUMN_CELL,
     COLUMN_CELLS,
@@ -44,6 +44,8 @@ class GroundTruth:
     """(X, Y, Z): not visible now, but this part of the world was visible in an earlier frame of the sequence."""
     depth: tuple[npt.NDArray[np.float32], ...]
     """Per view (H, W): metres along the optical axis, infinite where the sky is."""
+    pixel_labels: tuple[npt.NDArray[np.uint8], ...]
+    """Per view (H, W): id of what the pixel shows, free where the sky is."""
     weather: str
 
 
@@ -146,6 +148,44 @@ def stamp_boxes(
                         labels[i, j, k] = box_label[b]
                         for a in range(3):
                             velocity[i, j, k, a] = box_velocity[b, a]
+
+
+@numba.njit(cache=True, nogil=True)
+def label_pixels(
+    origin: npt.NDArray[np.float64],
+    directions: npt.NDArray[np.float64],
+    depth: npt.NDArray[np.float32],
+    what: npt.NDArray[np.uint8],
+    face: npt.NDArray[np.uint8],
+    part: npt.NDArray[np.int32],
+    part_label: npt.NDArray[np.uint8],
+    style_label: npt.NDArray[np.uint8],
+    style: npt.NDArray[np.uint8],
+    ground: npt.NDArray[np.uint8],
+    ground_class: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.uint8],
+) -> None:
+    """Write the id of what each pixel shows into ``labels`` (H, W); where the sky is, they stay as they are.
+
+    ``origin`` (3,), ``directions`` (H, W, 3), ``what``, ``face`` and ``part`` as the casts have them.
+    """
+    for v in range(labels.shape[0]):
+        for u in range(labels.shape[1]):
+            t = float(depth[v, u])
+            x, y = origin[0] + t * directions[v, u, 0], origin[1] + t * directions[v, u, 1]
+            if what[v, u] == PART:
+                labels[v, u] = part_label[part[v, u]]
+            elif what[v, u] == GROUND:
+                ix = int(np.floor(x / GROUND_CELL)) & (GROUND_CELLS - 1)
+                iy = int(np.floor(y / GROUND_CELL)) & (GROUND_CELLS - 1)
+                labels[v, u] = ground_class[ground[ix, iy]]
+            elif what[v, u] == COLUMN:
+                # A touch beyond the surface, into the column that was hit.
+                x += 0.05 * np.sign(directions[v, u, 0]) * (face[v, u] == 0)
+                y += 0.05 * np.sign(directions[v, u, 1]) * (face[v, u] == 1)
+                ix = int(np.floor(x / COLUMN_CELL)) & (COLUMN_CELLS - 1)
+                iy = int(np.floor(y / COLUMN_CELL)) & (COLUMN_CELLS - 1)
+                labels[v, u] = style_label[style[ix, iy]]
 
 
 @numba.njit(cache=True, nogil=True)

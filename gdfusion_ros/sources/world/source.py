@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,16 @@ import numpy.typing as npt
 from gdfusion_ros.frame import CameraFrame, CameraView, ImageTransform
 from gdfusion_ros.geometry import Matrix, inverse
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.labels import OCC3D
 from gdfusion_ros.sources.world import city as city_module
 from gdfusion_ros.sources.world.cast import cast_city, cast_parts
-from gdfusion_ros.sources.world.ground_truth import GroundTruth, label_grid, mark_rays, seen_in
+from gdfusion_ros.sources.world.ground_truth import (
+    GroundTruth,
+    label_grid,
+    label_pixels,
+    mark_rays,
+    seen_in,
+)
 from gdfusion_ros.sources.world.layout import PERIOD, Layout
 from gdfusion_ros.sources.world.lighting import (
     Weather,
@@ -22,13 +30,14 @@ from gdfusion_ros.sources.world.lighting import (
     random_weather,
     shadow_heights,
 )
-from gdfusion_ros.sources.world.objects import PartTable
+from gdfusion_ros.sources.world.objects import KINDS, PartTable
 from gdfusion_ros.sources.world.rig import NUSCENES, Rig, RigCamera
 from gdfusion_ros.sources.world.shade import shade
 from gdfusion_ros.sources.world.traffic import Poses, Traffic, simulate
 
-GRID = VoxelGrid.from_bounds((-40.0, 40.0, 0.8), (-40.0, 40.0, 0.8), (-1.0, 5.4, 0.8))
-"""The default ground truth grid: Occ3D's extent in cells of 0.8 m."""
+GRID = VoxelGrid.from_bounds((-40.0, 40.0, 0.8), (-40.0, 40.0, 0.8), (-1.2, 5.2, 0.8))
+"""The default ground truth grid: Occ3D's extent in cells of 0.8 m, 0.2 m lower, so that the ground runs through the
+middle of a layer: the vehicle's nodding moves it by 0.2 m at the grid's end."""
 TRAINING_SEEDS = 1_000_000
 """Training draws its sequences from this seed on; smaller ones stay unseen."""
 _BEGIN_NS = 1_700_000_000_000_000_000
@@ -37,6 +46,14 @@ _DRAWN = 75.0
 """Metres within which objects are drawn."""
 _REMEMBERED = 20
 """Frames that `hidden_seen_before` looks back."""
+
+
+class _Exposure(NamedTuple):
+    """One camera's picture, and what is known about its pixels; all (H, W) but the image's colours."""
+
+    image: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
 
 
 class WorldSource:
@@ -90,8 +107,8 @@ class WorldSource:
     def pairs(self) -> Iterator[tuple[CameraFrame, GroundTruth]]:
         """Every frame with its ground truth, in order."""
         for index in range(self.frames):
-            frame, depth = self._render(index)
-            yield frame, self._truth(index, frame, depth)
+            frame, exposures = self._render(index)
+            yield frame, self._truth(index, exposures)
 
     def ground_truth(self, index: int) -> GroundTruth:
         """The ground truth of one frame. Frames before it are drawn too, once: they decide what was seen before."""
@@ -99,10 +116,8 @@ class WorldSource:
             raise IndexError(f"the world has frames 0 to {self.frames - 1}, not {index}")
         for earlier in range(max(0, index - _REMEMBERED), index):
             if earlier not in self._visible:
-                frame, depth = self._render(earlier)
-                self._visible[earlier] = self._seen(earlier, frame, depth)
-        frame, depth = self._render(index)
-        return self._truth(index, frame, depth)
+                self._visible[earlier] = self._seen(earlier, self._render(earlier)[1])
+        return self._truth(index, self._render(index)[1])
 
     def time(self, index: int) -> float:
         """Seconds from the first frame's anchor exposure to that of frame ``index``."""
@@ -154,17 +169,18 @@ class WorldSource:
             pose = center @ self._pose_errors[index] @ inverse(center) @ pose
         return pose
 
-    def _render(self, index: int) -> tuple[CameraFrame, tuple[npt.NDArray[np.float32], ...]]:
+    def _render(self, index: int) -> tuple[CameraFrame, list[_Exposure]]:
         anchor_time = self.time(index)
-        views, depths = [], []
+        views: list[CameraView] = []
+        exposures: list[_Exposure] = []
         for number, camera in enumerate(self.rig.cameras):
             time = anchor_time + camera.exposure_offset
-            image, depth = self._expose(camera, number, index, time)
+            exposure = self._expose(camera, number, index, time)
             scale = self.image_size[1] / camera.width
             views.append(
                 CameraView(
                     name=camera.name,
-                    image=image,
+                    image=exposure.image,
                     intrinsics=camera.intrinsics,
                     ego_from_camera=camera.ego_from_camera,
                     world_from_ego=self._reported(index, time),
@@ -172,14 +188,14 @@ class WorldSource:
                     image_transform=ImageTransform(scale, 0.0, self._top(camera)),
                 )
             )
-            depths.append(depth)
+            exposures.append(exposure)
         frame = CameraFrame(
             stamp_ns=_BEGIN_NS + round(anchor_time * 1e9),
             views=tuple(views),
             world_from_ego=self._reported(index, anchor_time),
             scene=f"world-{self.seed}",
         )
-        return frame, tuple(depths)
+        return frame, exposures
 
     def _top(self, camera: RigCamera) -> float:
         """Rows that are cropped from the top of the scaled image."""
@@ -200,9 +216,7 @@ class WorldSource:
         rays[..., 1] = ((v - k[1, 2]) / k[1, 1])[:, None]
         return rays @ world_from_camera[:3, :3].T
 
-    def _expose(
-        self, camera: RigCamera, number: int, index: int, time: float
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    def _expose(self, camera: RigCamera, number: int, index: int, time: float) -> _Exposure:
         height, width = self.image_size
         world_from_ego = self.true_pose(time)
         world_from_camera = world_from_ego @ camera.ego_from_camera
@@ -244,7 +258,13 @@ class WorldSource:
             city.style_texture, city.style_color, city.style_detail, self._shadow, self._lamps, self.weather.light,
             parts, shadows, gain, glare, int(rng.integers(2**31)),
         )  # fmt: skip
-        return image, depth
+        labels = np.full((height, width), OCC3D.free, dtype=np.uint8)
+        names = np.array([KINDS[thing.kind].label for thing in self._traffic.things], dtype=np.uint8)
+        label_pixels(
+            origin, rays, depth, what, face, part, names[parts[6]], city.style_label, city.style, city.ground,
+            city_module.GROUND_CLASS, labels,
+        )  # fmt: skip
+        return _Exposure(image, depth, labels)
 
     def _place(self, poses: Poses, world_from_ego: Matrix, shift: npt.NDArray[np.float64]):  # type: ignore[no-untyped-def]
         """Parts near the ego and the shadows under their owners, in the torus's first period."""
@@ -270,13 +290,11 @@ class WorldSource:
         )
         return parts, shadows
 
-    def _seen(
-        self, index: int, frame: CameraFrame, depths: tuple[npt.NDArray[np.float32], ...]
-    ) -> npt.NDArray[np.bool_]:
+    def _seen(self, index: int, exposures: list[_Exposure]) -> npt.NDArray[np.bool_]:
         visible = np.zeros(self.grid.shape, dtype=bool)
         cell, minimum = np.asarray(self.grid.cell_size), np.asarray(self.grid.minimum)
         ego_from_world = inverse(self.true_pose(self.time(index)))
-        for camera, depth in zip(self.rig.cameras, depths, strict=True):
+        for camera, exposure in zip(self.rig.cameras, exposures, strict=True):
             world_from_camera = (
                 self.true_pose(self.time(index) + camera.exposure_offset) @ camera.ego_from_camera
             )
@@ -285,15 +303,13 @@ class WorldSource:
             # Two rays for every cell at the grid's far end are enough.
             focal = camera.intrinsics[0, 0] / camera.width * self.image_size[1]
             stride = max(1, int(0.5 * cell.min() * focal / np.abs(self.grid.maximum[:2]).max()))
-            mark_rays((ego_from_camera[:3, 3] - minimum) / cell, rays, depth, stride, visible)
+            mark_rays((ego_from_camera[:3, 3] - minimum) / cell, rays, exposure.depth, stride, visible)
         return visible
 
-    def _truth(
-        self, index: int, frame: CameraFrame, depths: tuple[npt.NDArray[np.float32], ...]
-    ) -> GroundTruth:
+    def _truth(self, index: int, exposures: list[_Exposure]) -> GroundTruth:
         pose = self.true_pose(self.time(index))
         if index not in self._visible:
-            self._visible[index] = self._seen(index, frame, depths)
+            self._visible[index] = self._seen(index, exposures)
         visible = self._visible[index]
         hidden = np.zeros_like(visible)
         ego_from_cell = np.diag([*self.grid.cell_size, 1.0])
@@ -306,7 +322,16 @@ class WorldSource:
         labels, velocity = label_grid(
             self.grid, self._city, self._traffic.things, self._parts, self._traffic.at(self.time(index)), pose
         )
-        return GroundTruth(self.grid, labels, velocity, visible, hidden, depths, self.weather.name)
+        return GroundTruth(
+            self.grid,
+            labels,
+            velocity,
+            visible,
+            hidden,
+            depth=tuple(exposure.depth for exposure in exposures),
+            pixel_labels=tuple(exposure.labels for exposure in exposures),
+            weather=self.weather.name,
+        )
 
 
 def _orthonormal(rotation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
