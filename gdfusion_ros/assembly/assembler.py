@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Literal, Protocol
@@ -28,13 +28,17 @@ from gdfusion_ros.assembly.codec import ImageError, check_compressed, check_raw
 from gdfusion_ros.assembly.loading import LoadedImage, Loader, Loading, LoadOnDemand, load_image
 from gdfusion_ros.assembly.matching import JUMP_NS, CameraCounts, CameraQueue, KeyFrames, Shot
 from gdfusion_ros.assembly.messages import SECOND, Message, stamp_ns
-from gdfusion_ros.assembly.placement import CalibrationHistory, Placement, PlacementError, place
+from gdfusion_ros.assembly.pending import FrameCounts, PendingFrame
+from gdfusion_ros.assembly.placement import CalibrationHistory, PlacementError, place
 from gdfusion_ros.assembly.rig import Rig
 from gdfusion_ros.assembly.transforms import TransformBuffer
 from gdfusion_ros.frame import CameraFrame, CameraView
 from gdfusion_ros.geometry import transform
 
 log = logging.getLogger(__name__)
+
+MAX_PLACING = 16
+"""Frames that may wait for their transforms; the oldest go first. Clocks that stand still would let them pile up."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +63,6 @@ class Submit(Protocol):
     def __call__(self, work: Callable[[], LoadedImage], /) -> Loading:
         """The work's result, now or later."""
         ...
-
-
-@dataclass(eq=False)
-class PendingFrame:
-    """A frame whose images are chosen; placed once `placement` is there."""
-
-    stamp_ns: int
-    shots: dict[str, Shot | None]
-    arrived_ns: int | None
-    """When its anchor image came, by the caller's clock."""
-    tolerance_ns: int = 0
-    """How far its images may be from it."""
-    after_skip: bool = False
-    """A frame between this and the one before was skipped because a camera was missing."""
-    placement: Placement | None = None
-
-
-@dataclass
-class FrameCounts:
-    """Where the selected anchor images went. ``selected`` is the sum of the rest and of frames under way."""
-
-    selected: int = 0
-    made: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 class FrameAssembler:
@@ -174,7 +154,19 @@ class FrameAssembler:
             self.rejected[f"{camera} camera_info"] += 1
             self._problem(camera, "camera_info", str(error))
             return
-        self._calibrations[camera].add(stamp, calibration)
+        history, size = self._calibrations[camera], self._queues[camera].last_size
+        before = history.at(stamp, size)
+        if size and before and before.fits(*size) and not calibration.fits(*size):
+            # Counted and named as refused, but remembered: images of its shape may be on their way.
+            self.rejected[f"{camera} camera_info"] += 1
+            shapes = f"{calibration.width}x{calibration.height}, and the images are {size[0]}x{size[1]}"
+            self._problem(camera, "other_shape", f"CameraInfo is for {shapes}: the one before stays")
+        if history.add(stamp, calibration) and calibration.distorted:
+            self._problem(
+                camera,
+                "distorted",
+                "CameraInfo names a lens distortion: the networks need rectified images (image_proc)",
+            )
 
     def handle_transforms(self, message: Message, static: bool) -> None:
         """Take in a tf2_msgs/TFMessage. With odometry for the motion, only static transforms count."""
@@ -322,9 +314,9 @@ class FrameAssembler:
 
     def _waited(self, frame: PendingFrame, seconds: float, now_ns: int | None) -> bool:
         """Whether so much time has gone by since the frame's anchor image came, by the caller's clock."""
-        if now_ns is None or frame.arrived_ns is None:
+        if now_ns is None:
             return False
-        if now_ns < frame.arrived_ns:  # the clock itself jumped back
+        if frame.arrived_ns is None or now_ns < frame.arrived_ns:  # the clock began only now, or jumped back
             frame.arrived_ns = now_ns
         return now_ns - frame.arrived_ns >= round(seconds * SECOND)
 
@@ -365,7 +357,7 @@ class FrameAssembler:
                 # Live, transforms wait behind others in their own queue, while images overtake them.
                 limit = self.settings.tf_timeout
                 waited = self._passed(frame, limit) if now_ns is None else self._waited(frame, limit, now_ns)
-                if error.may_come and not waited and not final:
+                if error.may_come and not waited and not final and len(self._placing) <= MAX_PLACING:
                     return
                 self._placing.popleft()
                 if self._placing:

@@ -40,6 +40,10 @@ class Calibration:
             np.array_equal(self.intrinsics, other.intrinsics)
         )
 
+    def fits(self, width: int, height: int) -> bool:
+        """Whether an image of this size has the calibration's shape: it may have been resized, but not cropped."""
+        return abs(width / self.width * self.height / height - 1.0) <= MAX_ASPECT_ERROR
+
     def for_image(self, width: int, height: int) -> Matrix:
         """Intrinsics of an image of another size: scaled with it, as a resized image's are.
 
@@ -47,35 +51,51 @@ class Calibration:
         """
         if (width, height) == (self.width, self.height):
             return self.intrinsics
-        sx, sy = width / self.width, height / self.height
-        if abs(sx / sy - 1.0) > MAX_ASPECT_ERROR:
+        if not self.fits(width, height):
             raise CalibrationError(
                 f"image of {width}x{height}, but the calibration is for {self.width}x{self.height}: "
                 "another shape, so it was cropped and the calibration does not hold"
             )
-        return np.diag((sx, sy, 1.0)) @ self.intrinsics
+        return np.diag((width / self.width, height / self.height, 1.0)) @ self.intrinsics
 
 
 def read_camera_info(info: Message) -> Calibration:
     """The calibration of a CameraInfo: the projection matrix of the rectified image where there is one, else
         K.
 
-    Raises CalibrationError when numbers are not finite, a focal length is not positive, the principal point
-    lies outside the image, or the size is not one of an image.
+    It is for images of the region of interest where the CameraInfo names one; binning makes images smaller, as
+    resizing does. Raises CalibrationError when numbers are not finite, a focal length is not positive, the
+    principal point lies outside the image, or the size is not one of an image.
     """
     k, p = _numbers(info, "k").reshape(3, 3), _numbers(info, "p").reshape(3, 4)
     if not (np.isfinite(k).all() and np.isfinite(p).all()):
         raise CalibrationError("CameraInfo holds numbers that are not finite")
     distortion = _numbers(info, "d")
     rectified = bool(p[0, 0] != 0.0)
-    matrix = p[:, :3] if rectified else k
+    whole = checked(int(info.width), int(info.height), p[:, :3] if rectified else k)
+    width, height, matrix = _region(info, whole)
     return checked(
-        int(info.width),
-        int(info.height),
+        width,
+        height,
         matrix,
         frame=str(info.header.frame_id),
         distorted=bool(not rectified and np.any(distortion != 0.0)),
     )
+
+
+def _region(info: Message, whole: Calibration) -> tuple[int, int, Matrix]:
+    """Size and intrinsics of the part of the sensor that images show: all of it unless a CameraInfo says less."""
+    left, top, width, height = (
+        int(getattr(info.roi, name)) for name in ("x_offset", "y_offset", "width", "height")
+    )
+    if not width or not height:  # that is how CameraInfo says "all"
+        return whole.width, whole.height, whole.intrinsics
+    if left + width > whole.width or top + height > whole.height:
+        raise CalibrationError(
+            f"region of interest {width}x{height} at ({left}, {top}) lies outside the image of "
+            f"{whole.width}x{whole.height}"
+        )
+    return width, height, np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]]) @ whole.intrinsics
 
 
 def _numbers(info: Message, name: str) -> npt.NDArray[np.float64]:

@@ -53,6 +53,8 @@ class CameraQueue:
         self.counts = CameraCounts()
         self.shots: deque[Shot] = deque()
         self.last_ns: int | None = None
+        self.last_size: tuple[int, int] | None = None
+        """Width and height of the last image."""
         self.horizon_ns: int | None = None
         """Images up to this stamp come too late: their frame is done."""
         self._gaps: deque[int] = deque(maxlen=8)
@@ -60,6 +62,7 @@ class CameraQueue:
     def add(self, stamp: int, message: Message, width: int, height: int) -> tuple[Shot | None, bool]:
         """Take an image in. Gives the shot, or None when it was dropped and counted, and whether the clock
         jumped back."""
+        self.last_size = (width, height)
         jumped = self.last_ns is not None and stamp < self.last_ns - JUMP_NS
         if jumped:
             self.clear("clock_jump")

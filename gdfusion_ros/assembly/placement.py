@@ -50,26 +50,33 @@ class CalibrationHistory:
         self._fixed = fixed
         self._changes: deque[tuple[int, Calibration]] = deque(maxlen=8)
 
-    def add(self, stamp: int, calibration: Calibration) -> None:
-        """Remember a calibration if it differs from the last one."""
-        if not self._changes or self._changes[-1][1] != calibration:
-            self._changes.append((stamp, calibration))
+    def add(self, stamp: int, calibration: Calibration) -> bool:
+        """Remember a calibration; False when it is the last one again."""
+        if self._changes and self._changes[-1][1] == calibration:
+            return False
+        self._changes.append((stamp, calibration))
+        return True
 
-    def at(self, stamp: int) -> Calibration | None:
-        """The calibration for an image; the calibration file's wherever there is one."""
+    def at(self, stamp: int, size: tuple[int, int] | None) -> Calibration | None:
+        """The calibration for an image of a size (width, height); the calibration file's wherever there is one.
+
+        Of those that were valid at the stamp, the newest that fits the image's shape: a CameraInfo for another
+        shape leaves the last good one in force. When none fits, the newest.
+        """
         if self._fixed is not None:
             return self._fixed
-        for since, calibration in reversed(self._changes):
-            if since <= stamp:
-                return calibration
-        return self._changes[0][1] if self._changes else None
+        valid = [calibration for since, calibration in reversed(self._changes) if since <= stamp]
+        if not valid:
+            return self._changes[0][1] if self._changes else None
+        if size is None:
+            return valid[0]
+        return next((calibration for calibration in valid if calibration.fits(*size)), valid[0])
 
     def forget_times(self) -> None:
-        """Keep only the latest, as valid for all times: the clock has jumped back."""
-        if self._changes:
-            latest = self._changes[-1][1]
-            self._changes.clear()
-            self._changes.append((0, latest))
+        """Take what is known as valid for all times: the clock has jumped back."""
+        known = [(0, calibration) for _, calibration in self._changes]
+        self._changes.clear()
+        self._changes.extend(known)
 
 
 def place(
@@ -103,11 +110,12 @@ def _place_view(
 ) -> PlacedView:
     name = topics.name
     stamp = anchor_ns if shot is None else shot.stamp_ns
-    calibration = history.at(stamp)
+    size = None if shot is None else (shot.width, shot.height)
+    calibration = history.at(stamp, size)
     if calibration is None:
         text = f"no CameraInfo on {topics.info}"
         raise PlacementError(name, "no_calibration", text, may_come=True)
-    width, height = (calibration.width, calibration.height) if shot is None else (shot.width, shot.height)
+    width, height = size or (calibration.width, calibration.height)
     try:
         intrinsics = calibration.for_image(width, height)
     except CalibrationError as error:

@@ -16,6 +16,9 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.geometry import Matrix, transform
 from gdfusion_ros.share import share_dir
 
+MAX_CAMERAS = 32
+"""A grid's message has a bit for each."""
+
 
 @dataclass(frozen=True)
 class CameraTopics:
@@ -61,6 +64,8 @@ class Rig:
         names = [camera.name for camera in self.cameras]
         if not names:
             raise UserError("the rig has no cameras: name at least one under `cameras` in the topics file")
+        if len(names) > MAX_CAMERAS:
+            raise UserError(f"the rig has {len(names)} cameras, more than {MAX_CAMERAS}")
         if self.anchor not in names:
             raise UserError(f"the anchor camera {self.anchor!r} is not one of the rig's: {', '.join(names)}")
 
