@@ -173,21 +173,24 @@ def stamped_transform(stamp: int, parent: str, child: str, matrix: Matrix):
     )
 
 
+def odometry(stamp: int, pose: Matrix, frame: str = "odom", child: str = "base_link"):
+    w, x, y, z = quaternion(pose)
+    place = TYPES["geometry_msgs/msg/Pose"](
+        TYPES["geometry_msgs/msg/Point"](*pose[:3, 3]), TYPES["geometry_msgs/msg/Quaternion"](x, y, z, w)
+    )
+    zero = TYPES["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0)
+    return TYPES["nav_msgs/msg/Odometry"](
+        header(stamp, frame),
+        child,
+        TYPES["geometry_msgs/msg/PoseWithCovariance"](place, np.zeros(36)),
+        TYPES["geometry_msgs/msg/TwistWithCovariance"](
+            TYPES["geometry_msgs/msg/Twist"](zero, zero), np.zeros(36)
+        ),
+    )
+
+
 def tf(*transforms):
     return TYPES["tf2_msgs/msg/TFMessage"](list(transforms))
 
 
 TWO_CAMERAS = ("CAM_FRONT", "CAM_BACK")
-
-
-def two_camera_files(folder: Path) -> dict[str, str]:
-    """A network and topics for a rig of two cameras, as parameters of a node: every frame is fast."""
-    model = {**TINY_MODEL, "name": "two", "cameras": list(TWO_CAMERAS)}
-    model["architecture"] = {**TINY_MODEL["architecture"]}
-    (folder / "two.yaml").write_text(yaml.safe_dump(model))
-    cameras = {
-        name: {"image": image_topic(name), "info": info_topic(name), "frame": name} for name in TWO_CAMERAS
-    }
-    topics = {"anchor": "CAM_FRONT", "fixed_frame": "odom", "cameras": cameras}
-    (folder / "topics.yaml").write_text(yaml.safe_dump(topics))
-    return {"model": str(folder / "two.yaml"), "topics": str(folder / "topics.yaml"), "weights": "random:0"}

@@ -17,7 +17,9 @@ import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from domains import locked_domain
-from lifecycle_msgs.srv import GetState
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from nav_msgs.msg import Odometry
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -38,6 +40,7 @@ KINDS = {
     "CompressedImage": (CompressedImage, "sensor_msgs/msg/CompressedImage"),
     "Image": (ImageMessage, "sensor_msgs/msg/Image"),
     "CameraInfo": (CameraInfo, "sensor_msgs/msg/CameraInfo"),
+    "Odometry": (Odometry, "nav_msgs/msg/Odometry"),
     "TFMessage": (TFMessage, "tf2_msgs/msg/TFMessage"),
 }
 
@@ -65,14 +68,17 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
 
 
 class NodeProcess:
-    """`python -m gdfusion_ros.ros.node` with parameters."""
+    """`python -m gdfusion_ros.ros.node` with parameters, or a script in its place."""
 
-    def __init__(self, environment: dict[str, str], folder: Path, **parameters: Any) -> None:
+    def __init__(
+        self, environment: dict[str, str], folder: Path, script: Path | None = None, **parameters: Any
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "parameters.yaml"
         file.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
         self.log = folder / f"node_{time.monotonic_ns()}.log"
-        command = [sys.executable, "-m", "gdfusion_ros.ros.node", "--ros-args", "--params-file", str(file)]
+        what = ["-m", "gdfusion_ros.ros.node"] if script is None else [str(script)]
+        command = [sys.executable, *what, "--ros-args", "--params-file", str(file)]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
@@ -135,10 +141,15 @@ class Peer:
             durability = DurabilityPolicy.TRANSIENT_LOCAL if topic in latched else DurabilityPolicy.VOLATILE
             qos = QoSProfile(depth=100, durability=durability)
             self._publishers[topic] = self.node.create_publisher(KINDS[kind][0], topic, qos)
-        for topic in new:
-            wait_for(self._publishers[topic].get_subscription_count, f"a subscription to {topic}")
-        if new:
+        unheard = [topic for topic in topics if not self.is_heard(topic)]
+        for topic in unheard:
+            wait_for(lambda topic=topic: self.is_heard(topic), f"a subscription to {topic}")
+        if unheard:
             time.sleep(0.5)  # the writer knows its reader a little before the reader knows its writer
+
+    def is_heard(self, topic: str) -> bool:
+        """Whether somebody subscribes to a topic that was prepared."""
+        return bool(self._publishers[topic].get_subscription_count())
 
     def say(self, topic: str, kind: str, message: Any) -> None:
         """Publish one of `driving`'s messages."""
@@ -161,6 +172,12 @@ class Peer:
         """The node's lifecycle state."""
         return self.call(GetState, "/gdfusion/get_state").current_state.label
 
+    def change_state(self, transition: str) -> bool:
+        """Ask for a lifecycle transition, as "activate"; gives whether it succeeded."""
+        request = ChangeState.Request()
+        request.transition.id = getattr(Transition, f"TRANSITION_{transition.upper()}")
+        return self.call(ChangeState, "/gdfusion/change_state", request).success
+
     def trigger(self, service: str) -> Trigger.Response:
         """Call one of the node's std_srvs/Trigger services."""
         return self.call(Trigger, f"/gdfusion/{service}")
@@ -168,6 +185,10 @@ class Peer:
     def camera(self, name: str) -> dict[str, str]:
         """The latest diagnostics of a camera; ``level`` and ``message`` among the values."""
         return self.diagnostics.get(f"gdfusion: camera {name}", {})
+
+    def frames(self) -> dict[str, Any]:
+        """The latest diagnostics of the frames."""
+        return self.diagnostics.get("gdfusion: frames", {})
 
     def stamps(self) -> list[int]:
         """Stamps of the grids so far, in nanoseconds."""
@@ -204,10 +225,12 @@ class Peer:
 
 
 @contextmanager
-def running_node(folder: Path, **parameters: Any) -> Iterator[tuple[NodeProcess, Peer, dict[str, str]]]:
+def running_node(
+    folder: Path, script: Path | None = None, variables: dict[str, str] | None = None, **parameters: Any
+) -> Iterator[tuple[NodeProcess, Peer, dict[str, str]]]:
     """A node that is active, a peer that hears it, and their environment. Stopped in good order at the end."""
     with ros_environment() as environment:
-        node = NodeProcess(environment, folder, **parameters)
+        node = NodeProcess(environment | (variables or {}), folder, script, **parameters)
         peer = None
         try:
             peer = Peer(environment)

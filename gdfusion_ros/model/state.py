@@ -42,13 +42,15 @@ class TemporalState:
         return tensors + sum(pose.nbytes for pose in self.poses.values())
 
     def save(self, path: str | Path, note: str = "") -> None:
-        """Write the state as safetensors, with a note of the caller's in its metadata."""
+        """Write the state as safetensors, with a note of the caller's in its metadata. UserError when it cannot be."""
         content = {_TENSOR + name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         content |= {_POSE + name: torch.from_numpy(np.ascontiguousarray(p)) for name, p in self.poses.items()}
         description = {"frames": self.frames, "model": self.model}
-        save_file(
-            content, str(path), metadata={"format": _FORMAT, "state": json.dumps(description), "note": note}
-        )
+        metadata = {"format": _FORMAT, "state": json.dumps(description), "note": note}
+        try:
+            save_file(content, str(path), metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write the temporal state {path}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> TemporalState:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from gdfusion_ros.assembly.assembler import FrameAssembler, PendingFrame
+from gdfusion_ros.assembly.assembler import FrameAssembler
+from gdfusion_ros.assembly.pending import PendingFrame
 from gdfusion_ros.frame import CameraFrame, Occupancy
 from gdfusion_ros.stream import OccupancyStream
 

@@ -28,7 +28,6 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
-from std_srvs.srv import Trigger
 
 from gdfusion_ros.assembly.assembler import FrameAssembler
 from gdfusion_ros.assembly.loading import LoadedImage, load_image
@@ -37,9 +36,11 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Occupancy
 from gdfusion_ros.model.model import load_for_rig
 from gdfusion_ros.ros.diagnostics import Health
+from gdfusion_ros.ros.environment import use_shared_memory
 from gdfusion_ros.ros.inference import InferenceWorker
 from gdfusion_ros.ros.parameters import Settings, changed, declare
 from gdfusion_ros.ros.publishers import OccupancyPublishers
+from gdfusion_ros.ros.state_services import StateServices
 from gdfusion_ros.ros.subscriptions import Subscriptions
 from gdfusion_ros.stream import OccupancyStream
 
@@ -48,6 +49,8 @@ DECODERS = 2
 """Threads that decode images: decoding is a fifth of a small network's time, and releases the interpreter."""
 REPEAT_SECONDS = 5.0
 """How often the same problem of the same camera is said again."""
+SILENCE_SECONDS = 30.0
+"""How often it is said again that cameras are silent."""
 
 
 @dataclass
@@ -78,14 +81,15 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         self._arrivals: dict[int, float] = {}
         self._restart_reason: str | None = None
         self._stop_requested: str | None = None
-        self._told: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, ...], float] = {}
+        self._silent: tuple[str, ...] = ()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_service(Trigger, "~/save_state", self._on_save_state)
-        self.create_service(Trigger, "~/load_state", self._on_load_state)
+        self._state = StateServices(
+            self, self.settings.text("state_file"), lambda: self._running.worker if self._running else None
+        )
         self.add_on_set_parameters_callback(self._on_parameters)
-        self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
+        self.create_timer(1.0, self._every_second, clock=self._steady)
 
     # The life cycle.
 
@@ -142,7 +146,6 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
             torch.set_num_threads(int(settings.number("threads")))
         name, weights = settings.text("model"), settings.text("weights")
         self.model = load_for_rig(name, weights, settings.text("device"), self.rig.names)
-        self.health = Health(self.rig.names)
         self._outputs = OccupancyPublishers(self, self.model.label_set)
         self.get_logger().info(f"{self.model.name} with weights {self.model.weights} on {self.model.device}")
         if self._random_weights:
@@ -151,6 +154,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
     def _activate(self) -> None:
         assert self.rig is not None
         assert self.model is not None
+        self.health = Health(self.rig.names)
         decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         assembler = FrameAssembler(
             self.rig,
@@ -160,13 +164,11 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
             on_problem=self._on_problem,
         )
         stream = OccupancyStream(self.model, self.settings.rules, on_restart=self._on_restart)
-        state_file = self.settings.text("state_file")
-        if self.settings.flag("load_state_on_start") and Path(state_file).is_file():
-            stream.load(Path(state_file))
-            self.get_logger().info(f"temporal state read from {state_file}")
+        if self.settings.flag("load_state_on_start"):
+            self._state.restore(stream)
         worker = InferenceWorker(assembler, stream, self._deliver, self._on_failure)
         worker.start()
-        subscriptions = Subscriptions(self, self.rig, self.settings, assembler, self._advance, self._on_image)
+        subscriptions = Subscriptions(self, self.rig, self.settings, assembler, self._on_image, self._advance)
         timer = self.create_timer(0.05, self._advance, clock=self._steady)
         self._running = _Running(assembler, worker, decoders, subscriptions, timer)
         self.get_logger().info(f"active: {len(self.rig.cameras)} cameras, anchor {self.rig.anchor}")
@@ -180,7 +182,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         running.worker.stop()
         running.decoders.shutdown(wait=True, cancel_futures=True)
         if self.settings.flag("save_state_on_exit"):
-            self._save_state(running.worker.stream)
+            self._state.keep(running.worker.stream)
         self._arrivals.clear()
 
     def _clean_up(self) -> None:
@@ -198,19 +200,26 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
     # What comes in.
 
     def _on_image(self, camera: str, message: Any) -> None:
+        assert self._running is not None
+        assert self.rig is not None
         self.health.cameras[camera].arrived()
-        if self.rig is None or camera != self.rig.anchor:
-            return
-        stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-        self._arrivals[stamp] = time.perf_counter()
-        while len(self._arrivals) > 64:
-            self._arrivals.pop(next(iter(self._arrivals)), None)
+        if camera == self.rig.anchor:
+            stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            self._arrivals[stamp] = time.perf_counter()
+            for old in list(self._arrivals)[:-64]:
+                self._arrivals.pop(old, None)
+        self._running.assembler.handle_image(camera, message, self._now())
 
     def _advance(self) -> None:
         if self._running is None:
             return
-        for frame in self._running.assembler.poll(int(self.get_clock().now().nanoseconds)):
+        for frame in self._running.assembler.poll(self._now()):
             self._running.worker.submit(frame)
+
+    def _now(self) -> int | None:
+        """The node's clock, or None while it stands at zero: with use_sim_time, before anything came on /clock.
+        Then waiting is measured in stamps, as in a recording."""
+        return int(self.get_clock().now().nanoseconds) or None
 
     def _load(self, camera: str, message: Any, raw: bool, /) -> LoadedImage:
         """Decode, resize and crop an image, in a decoder's thread. The poses come later, at the frame's
@@ -250,59 +259,69 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         if fatal:
             self._stop_requested = text
 
-    # Small services.
+    # What the node says of itself.
 
     def _on_problem(self, where: str, reason: str, text: str) -> None:
         self.health.problem(where, reason, text)
+        self._warn_now_and_then(f"{where}: {text}", (where, reason), REPEAT_SECONDS)
+
+    def _warn_now_and_then(self, text: str, what: tuple[str, ...], seconds: float) -> None:
         # At once when it is new, then every few seconds: rclpy's own throttle cannot tell one camera from another.
         now = time.monotonic()
-        if now - self._told.get((where, reason), -REPEAT_SECONDS) >= REPEAT_SECONDS:
-            self._told[where, reason] = now
-            self.get_logger().warning(f"{where}: {text}")
+        if now - self._told.get(what, -seconds) >= seconds:
+            self._told[what] = now
+            self.get_logger().warning(text)
 
-    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._running is None:
-            response.success, response.message = False, "the node is not active"
-            return response
-        with self._running.worker.between_frames() as stream:
-            stream.reset("reset_service")
-        response.success, response.message = True, "the next frame starts a new sequence"
-        return response
+    def _every_second(self) -> None:
+        if self._stop_requested is not None and self._running is not None:
+            self.get_logger().error(f"deactivating: {self._stop_requested}")
+            self._stop_requested = None
+            self.trigger_deactivate()
+        if self._running is not None:
+            self._say_silence()
+            if self._now() is None:
+                self._warn_now_and_then(
+                    "use_sim_time is on, but nothing comes on /clock", ("/clock",), SILENCE_SECONDS
+                )
+        self._publish_diagnostics()
 
-    def _on_save_state(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._with_state_file(response, self._save_state)
-
-    def _on_load_state(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        def load(stream: OccupancyStream) -> str:
-            path = self.settings.text("state_file")
-            stream.load(Path(path))
-            return f"read from {path}"
-
-        return self._with_state_file(response, load)
-
-    def _save_state(self, stream: OccupancyStream) -> str:
-        path = self.settings.text("state_file")
-        if stream.state is None or not path:
-            return "there is nothing to save"
-        stream.save(Path(path))
-        return f"written to {path}"
-
-    def _with_state_file(
-        self, response: Trigger.Response, do: Callable[[OccupancyStream], str]
-    ) -> Trigger.Response:
-        if self._running is None or not self.settings.text("state_file"):
-            response.success = False
-            response.message = (
-                "the node is not active" if self._running is None else "set the parameter state_file"
+    def _say_silence(self) -> None:
+        """Name the cameras from which nothing comes, and when they are heard again."""
+        assert self.rig is not None
+        silent = self.health.silent()
+        if silent:
+            topic = next(camera.image for camera in self.rig.cameras if camera.name == silent[0])
+            known = self.count_publishers(topic)
+            why = (
+                f"{topic} has a publisher, but nothing arrives (image_reliability? transport? shared memory?)"
+                if known
+                else f"nobody publishes {topic}"
             )
-            return response
-        try:
-            with self._running.worker.between_frames() as stream:
-                response.message = do(stream)
-            response.success = True
-        except (UserError, OSError) as error:
-            response.success, response.message = False, str(error)
-        return response
+            self._warn_now_and_then(
+                f"no image from {', '.join(silent)}: {why}", ("silent", *silent), SILENCE_SECONDS
+            )
+        elif self._silent:
+            self._told = {what: when for what, when in self._told.items() if what[0] != "silent"}
+            self.get_logger().info("all cameras are heard")
+        self._silent = silent
+
+    def _publish_diagnostics(self) -> None:
+        health, running, settings = self.health, self._running, self.settings
+        statuses = [health.state_status(running is not None, self._random_weights)]
+        if running is not None:
+            assembler = running.assembler
+            error_after = int(settings.number("missing_frames_error"))
+            waiting, period = assembler.waiting(), settings.number("inference_period")
+            for name, counts in assembler.counts().items():
+                statuses.append(health.camera_status(name, counts, waiting[name], error_after, period))
+            failed, refused = running.worker.failures, assembler.rejected
+            statuses.append(health.frames_status(assembler.frames, failed, refused, error_after))
+            statuses.append(health.stage_status(int(settings.number("slow_frames_error"))))
+        for one in statuses:
+            one.name = f"{self.get_name()}: {one.name}"
+        message = DiagnosticArray(status=statuses)
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
 
     def _on_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         settings, result = changed(self.settings, list(parameters))
@@ -316,24 +335,6 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
     @property
     def _random_weights(self) -> bool:
         return self.model is not None and str(self.model.weights).startswith("random")
-
-    def _publish_diagnostics(self) -> None:
-        if self._stop_requested is not None and self._running is not None:
-            self.get_logger().error(f"deactivating: {self._stop_requested}")
-            self._stop_requested = None
-            self.trigger_deactivate()
-        statuses = [self.health.state_status(self._random_weights)]
-        if self._running is not None:
-            error_after = int(self.settings.number("missing_frames_error"))
-            waiting = self._running.assembler.waiting()
-            for name, counts in self._running.assembler.counts().items():
-                statuses.append(self.health.camera_status(name, counts, waiting[name], error_after))
-            statuses.append(self.health.stage_status(int(self.settings.number("slow_frames_error"))))
-        for one in statuses:
-            one.name = f"{self.get_name()}: {one.name}"
-        message = DiagnosticArray(status=statuses)
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
 
 
 class _ToRosLog(logging.Handler):
@@ -358,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # good order.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    use_shared_memory()  # the segment that grids go out through is the node's own
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
         try:
@@ -373,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if node.settings.flag("autostart") and node.trigger_configure() == SUCCESS and not stop.is_set():
                 node.trigger_activate()
             while not stop.is_set():
-                executor.spin_once(timeout_sec=0.1)
+                _spin_once(executor, node, stop)
         finally:
             node.close()
             logging.getLogger("gdfusion_ros").removeHandler(handler)
@@ -382,6 +384,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         rclpy.try_shutdown()
     return 0
+
+
+def _spin_once(executor: SingleThreadedExecutor, node: OccupancyNode, stop: threading.Event) -> None:
+    """Run one callback. What it raises is said and does not end the node: the next message may be sound."""
+    try:
+        executor.spin_once(timeout_sec=0.1)
+    except Exception as error:
+        node.get_logger().error(f"a callback failed: {error}\n{traceback.format_exc()}")
+        node.health.last_error = f"a callback failed: {error}"
+        stop.wait(0.1)
 
 
 if __name__ == "__main__":

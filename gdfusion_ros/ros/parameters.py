@@ -188,8 +188,8 @@ class Settings:
 def declare(node: Node) -> Settings:
     """Declare every parameter on a node and read its value.
 
-    Raises rclpy's InvalidParameterValueException when a value from the command line or a file is out of
-    bounds.
+    Raises ValueError, or rclpy's InvalidParameterValueException, when a value from the command line or a file is
+    out of bounds or contradicts another one.
     """
     values: dict[str, Value] = {}
     for entry in PARAMETERS:
@@ -198,6 +198,9 @@ def declare(node: Node) -> Settings:
         if problem:
             raise ValueError(problem)
         values[entry.name] = declared
+    contradiction = _contradiction(values)
+    if contradiction:
+        raise ValueError(contradiction)
     return Settings(values)
 
 
@@ -217,6 +220,9 @@ def changed(settings: Settings, parameters: Sequence[Parameter]) -> tuple[Settin
         if problem:
             return settings, SetParametersResult(successful=False, reason=problem)
         values[entry.name] = parameter.value
+    contradiction = _contradiction(values)
+    if contradiction:
+        return settings, SetParametersResult(successful=False, reason=contradiction)
     return Settings(values), SetParametersResult(successful=True)
 
 
@@ -230,6 +236,17 @@ def _problem(entry: Entry, value: object) -> str | None:
         low, high = entry.bounds
         if not low <= value <= high:
             return f"{entry.name} is {value}, but must be between {low:g} and {high:g}"
+    return None
+
+
+def _contradiction(values: dict[str, Value]) -> str | None:
+    """What two values say against each other."""
+    low, high = values["obstacle_min_height"], values["obstacle_max_height"]
+    if float(low) >= float(high):
+        return f"obstacle_min_height is {low}, but must be less than obstacle_max_height, {high}"
+    for name in ("save_state_on_exit", "load_state_on_start"):
+        if values[name] and not values["state_file"]:
+            return f"{name} needs a file: set state_file"
     return None
 
 

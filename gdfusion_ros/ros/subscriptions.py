@@ -1,4 +1,4 @@
-"""The node's input topics. Callbacks hand their message to the assembler and ask it how far the frames are."""
+"""The node's input topics. Callbacks hand their message on, and ask how far the frames are."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from gdfusion_ros.assembly.assembler import FrameAssembler
 from gdfusion_ros.assembly.rig import CameraTopics, Rig
 from gdfusion_ros.ros.parameters import Settings
 
-Hear = Callable[[str, Any], None]
+LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+TRANSFORMS = QoSProfile(depth=100)
+ODOMETRY = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 class Subscriptions:
-    """Feeds an assembler from a rig's topics while it exists. All callbacks run in the executor's thread."""
+    """Listens to a rig's topics while it exists. All callbacks run in the executor's thread."""
 
     def __init__(
         self,
@@ -28,69 +30,56 @@ class Subscriptions:
         rig: Rig,
         settings: Settings,
         assembler: FrameAssembler,
+        on_image: Callable[[str, Any], None],
         advance: Callable[[], None],
-        on_image: Hear,
     ) -> None:
-        """``on_image(camera, message)`` is called before an image is taken in, ``advance`` after every message."""
-        self._node, self._assembler, self._advance, self._on_image = node, assembler, advance, on_image
+        """``on_image(camera, message)`` gets the images, ``assembler`` all else; ``advance`` is called after each."""
+        self._node, self._advance = node, advance
+        self._all: list[Any] = []
         # Transforms first: of what is ready at the same time, the executor takes what was subscribed to first, and
         # an image is no use before its transforms.
-        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._all = [
-            node.create_subscription(TFMessage, "/tf_static", self._transforms(static=True), latched),
-            node.create_subscription(TFMessage, "/tf", self._transforms(static=False), QoSProfile(depth=100)),
-        ]
+        self._hear(TFMessage, "/tf_static", lambda m: assembler.handle_transforms(m, static=True), LATCHED)
+        self._hear(TFMessage, "/tf", lambda m: assembler.handle_transforms(m, static=False), TRANSFORMS)
         if rig.motion == "odometry":
-            odometry = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
-            self._all.append(node.create_subscription(Odometry, rig.odometry_topic, self._odometry, odometry))
+            self._hear(Odometry, rig.odometry_topic, assembler.handle_odometry, ODOMETRY)
+        reliable = settings.text("image_reliability") == "reliable"
+        sensor = QoSProfile(
+            depth=int(settings.number("image_depth")),
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+        image = CompressedImage if rig.transport == "compressed" else Image
         for camera in rig.cameras:
-            self._camera(camera, rig.transport, settings)
+            self._camera(camera, image, sensor, assembler, on_image)
 
     def destroy(self) -> None:
         """Hear nothing any more."""
         for subscription in self._all:
             self._node.destroy_subscription(subscription)
 
-    def _camera(self, camera: CameraTopics, transport: str, settings: Settings) -> None:
-        reliable = settings.text("image_reliability") == "reliable"
-        sensor = QoSProfile(
-            depth=int(settings.number("image_depth")),
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        )
+    def _camera(
+        self,
+        camera: CameraTopics,
+        image: Any,
+        qos: QoSProfile,
+        assembler: FrameAssembler,
+        on_image: Callable[[str, Any], None],
+    ) -> None:
         if camera.info:
-            info = self._node.create_subscription(CameraInfo, camera.info, self._info(camera.name), sensor)
-            self._all.append(info)
-        image = self._node.create_subscription(
-            CompressedImage if transport == "compressed" else Image,
-            camera.image,
-            self._image(camera.name),
-            sensor,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
-        self._all.append(image)
+            self._hear(CameraInfo, camera.info, lambda m: assembler.handle_camera_info(camera.name, m), qos)
+        overridable = QoSOverridingOptions.with_default_policies()
+        self._hear(image, camera.image, lambda m: on_image(camera.name, m), qos, overridable)
 
-    def _image(self, camera: str) -> Callable[[Any], None]:
+    def _hear(
+        self,
+        kind: Any,
+        topic: str,
+        take: Callable[[Any], None],
+        qos: QoSProfile,
+        overridable: QoSOverridingOptions | None = None,
+    ) -> None:
         def callback(message: Any) -> None:
-            self._on_image(camera, message)
-            self._assembler.handle_image(camera, message, int(self._node.get_clock().now().nanoseconds))
+            take(message)
             self._advance()
 
-        return callback
-
-    def _info(self, camera: str) -> Callable[[Any], None]:
-        def callback(message: Any) -> None:
-            self._assembler.handle_camera_info(camera, message)
-            self._advance()
-
-        return callback
-
-    def _transforms(self, static: bool) -> Callable[[Any], None]:
-        def callback(message: Any) -> None:
-            self._assembler.handle_transforms(message, static)
-            self._advance()
-
-        return callback
-
-    def _odometry(self, message: Any) -> None:
-        self._assembler.handle_odometry(message)
-        self._advance()
+        made = self._node.create_subscription(kind, topic, callback, qos, qos_overriding_options=overridable)
+        self._all.append(made)

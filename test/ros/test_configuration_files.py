@@ -59,7 +59,9 @@ def test_the_security_policy_names_every_topic_and_service_of_the_node():
     assert {"/tf", "/tf_static", "/odom"} <= topics["subscribe"]
     assert {f"/gdfusion/{output}" for output in OUTPUTS} <= topics["publish"]
     services = {s.text for s in root.iter("service")}
-    assert {f"/gdfusion/{name}" for name in re.findall(r'"~/(\w+)", self\._on', code("node.py"))} <= services
+    offered = set(re.findall(r'create_service\(Trigger, "~/(\w+)"', code("state_services.py")))
+    assert offered == {"reset", "save_state", "load_state"}
+    assert {f"/gdfusion/{name}" for name in offered} <= services
 
 
 def test_the_views_show_topics_that_exist():

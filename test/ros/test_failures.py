@@ -9,132 +9,50 @@ from __future__ import annotations
 import itertools
 import struct
 import time
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from driving import (
-    NUSCENES,
-    OFFSETS_MS,
-    SECOND,
-    START,
-    TWO_CAMERAS,
-    camera_info,
-    compressed,
-    ego_from_camera,
-    ego_pose,
-    intrinsics,
-    jpeg,
-    picture,
-    stamped_transform,
-    tf,
-    two_camera_files,
-)
-from nodes import NodeProcess, Peer, running_node, wait_for
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
+from driving import SECOND, START, TWO_CAMERAS, intrinsics, jpeg, picture, stamped_transform, tf
+from nodes import running_node, wait_for
+from std_srvs.srv import Trigger
+from vehicle import MS, Vehicle, rig_files
 
-from gdfusion_ros.sinks.bag import image_topic, info_topic
+from gdfusion_ros.assembly.codec import encode_png
 
 pytestmark = pytest.mark.ros
 
-MS = 1_000_000
-IMAGES = {name: jpeg(picture(i)) for i, name in enumerate(TWO_CAMERAS)}
 _DRIVES = itertools.count(1)
-
-
-@dataclass
-class Vehicle:
-    """Two cameras and a pose source that say what a test wants said."""
-
-    node: NodeProcess
-    peer: Peer
-    begin: int
-    origin: float = 0.0
-
-    def stamp(self, at: float, camera: str = "CAM_FRONT") -> int:
-        """When a camera exposes for the frame at this time."""
-        return self.begin + round(at * SECOND) + OFFSETS_MS[NUSCENES.index(camera)] * MS
-
-    def pose(self, stamp: int, x: float = 0.0) -> None:
-        pose = ego_pose((stamp - self.begin) / SECOND)
-        pose[0, 3] += x
-        self.peer.say("/tf", "TFMessage", tf(stamped_transform(stamp, "odom", "base_link", pose)))
-
-    def static(self) -> None:
-        transforms = [stamped_transform(0, "base_link", name, ego_from_camera(name)) for name in TWO_CAMERAS]
-        self.peer.say("/tf_static", "TFMessage", tf(*transforms))
-
-    def info(self, camera: str, stamp: int, **changes) -> None:
-        self.peer.say(info_topic(camera), "CameraInfo", camera_info(stamp, camera, **changes))
-
-    def image(
-        self, camera: str, stamp: int, data: bytes | None = None, pose: bool = True, x: float = 0.0
-    ) -> None:
-        if pose:
-            self.pose(stamp, x)
-        message = compressed(stamp, IMAGES[camera] if data is None else data, camera)
-        self.peer.say(image_topic(camera), "CompressedImage", message)
-
-    def shoot(self, at: float, without: str = "", x: float = 0.0, pose: bool = True) -> int:
-        """Both cameras; gives the anchor's stamp."""
-        for camera in TWO_CAMERAS:
-            if camera != without:
-                self.image(camera, self.stamp(at, camera), pose=pose, x=x)
-        return self.stamp(at)
-
-    def frame(self, at: float, **how) -> None:
-        """Both cameras, and wait for the grid."""
-        stamp = self.shoot(at, **how)
-        wait_for(lambda: self.peer.has_frame(stamp), f"the grid at {at} s")
-
-    def grids(self) -> list[float]:
-        """Times of this drive's grids."""
-        return [(stamp - self.begin) / SECOND for stamp in self.peer.stamps()]
-
-    def sequences(self) -> list[int]:
-        return [grid.sequence for grid in self.peer.grids]
-
-    def count(self, camera: str, reason: str) -> int:
-        return int(self.peer.camera(camera).get(reason, 0))
-
-    def wait_for_count(self, camera: str, reason: str, number: int) -> None:
-        wait_for(lambda: self.count(camera, reason) >= number, f"{number} {reason} of {camera}")
-
-    def set(self, **values) -> list[tuple[bool, str]]:
-        """Set parameters; gives whether each was accepted, and the reason if not."""
-        request = SetParameters.Request()
-        request.parameters = [
-            Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
-        ]
-        answer = self.peer.call(SetParameters, "/gdfusion/set_parameters", request)
-        return [(result.successful, result.reason) for result in answer.results]
 
 
 @pytest.fixture(scope="module")
 def living_node(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failures")
-    parameters = {**two_camera_files(folder), "image_reliability": "reliable", "missing_frames_error": 3}
-    with running_node(folder, **parameters) as (node, peer, _):
-        topics = {image_topic(name): "CompressedImage" for name in TWO_CAMERAS}
-        topics |= {info_topic(name): "CameraInfo" for name in TWO_CAMERAS}
-        peer.prepare(topics | {"/tf": "TFMessage", "/tf_static": "TFMessage"})
-        Vehicle(node, peer, START).static()
-        yield node, peer
+    (folder / "faults").write_text("")
+    parameters = {**rig_files(folder), "image_reliability": "reliable", "missing_frames_error": 3}
+    script = Path(__file__).parent.parent / "faulty_node.py"
+    variables = {"FAULTS": str(folder / "faults")}
+    with running_node(folder, script, variables, **parameters) as (node, peer, _):
+        Vehicle(node, peer, START).prepare()
+        yield node, peer, folder / "faults"
 
 
 @pytest.fixture
 def vehicle(living_node):
     """The vehicle at a time of its own, with one frame behind it."""
-    node, peer = living_node
+    node, peer, _ = living_node
     vehicle = Vehicle(node, peer, START + 1000 * SECOND * next(_DRIVES))
-    for camera in TWO_CAMERAS:
-        vehicle.info(camera, vehicle.begin)
-    vehicle.frame(0.0)
-    peer.grids.clear()
-    peer.latencies.clear()
+    vehicle.begin_drive()
     yield vehicle
     assert node.process.poll() is None, node.text()
+
+
+@pytest.fixture
+def fault(living_node):
+    """Makes the network do something; it does not any more when the test ends."""
+    _, _, file = living_node
+    yield file.write_text
+    file.write_text("")
 
 
 def test_a_missing_camera_skips_the_frame_is_named_and_recovers_by_itself(vehicle):
@@ -146,10 +64,20 @@ def test_a_missing_camera_skips_the_frame_is_named_and_recovers_by_itself(vehicl
     assert "CAM_BACK: no image" in vehicle.node.text()
     for i in range(6, 10):
         vehicle.shoot(i * 0.5, without="CAM_BACK")
-    wait_for(lambda: vehicle.peer.camera("CAM_BACK").get("level") == 2, "an error that names the camera")
-    assert "missing in" in vehicle.peer.camera("CAM_BACK")["message"]
-    vehicle.frame(5.0)
-    wait_for(lambda: vehicle.peer.camera("CAM_BACK").get("level") == 0, "recovery")
+    wait_for(
+        lambda: "missing in" in vehicle.peer.camera("CAM_BACK").get("message", ""), "a word on the camera"
+    )
+    assert vehicle.peer.camera("CAM_BACK")["level"] == 2
+    vehicle.frames_until(lambda: vehicle.peer.camera("CAM_BACK").get("level") == 0, "recovery", 5.0)
+
+
+def test_when_the_anchor_camera_stops_it_is_named_and_an_error(vehicle):
+    wait_for(lambda: vehicle.peer.camera("CAM_FRONT").get("level") == 2, "an error that names the camera")
+    assert "silent for" in vehicle.peer.camera("CAM_FRONT")["message"]
+    assert float(vehicle.peer.camera("CAM_FRONT")["rate_hz"]) == 0
+    vehicle.node.says("no image from CAM_BACK, CAM_FRONT")
+    vehicle.frames_until(lambda: vehicle.peer.camera("CAM_FRONT").get("level") == 0, "recovery", 0.5)
+    vehicle.node.says("all cameras are heard")
 
 
 def test_after_a_skipped_frame_history_starts_anew(vehicle):
@@ -198,6 +126,10 @@ def test_a_late_transform_is_waited_for_and_a_missing_one_costs_the_frame(vehicl
         vehicle.shoot(i * 0.5, pose=False)
     vehicle.wait_for_count("CAM_FRONT", "dropped_no_transform", dropped + 1)
     assert vehicle.grids() == [0.5]
+    frames = wait_for(
+        lambda: (status := vehicle.peer.frames()).get("level") and status, "a word on the lost frames"
+    )
+    assert "too old" in frames["message"]
     vehicle.frame(3.0)
 
 
@@ -238,6 +170,13 @@ def test_a_broken_camera_info_is_refused_by_name_and_the_last_good_one_stays(veh
     vehicle.node.says("CAM_BACK: ")
 
 
+def test_a_camera_info_for_images_of_another_shape_leaves_the_last_good_one_in_force(vehicle):
+    vehicle.info("CAM_BACK", vehicle.stamp(0.2), size=(160, 160))
+    vehicle.frame(0.5)
+    assert vehicle.peer.latencies[-1].get("sequence_started") is None
+    vehicle.node.says("CAM_BACK: CameraInfo is for 160x160, and the images are 160x96")
+
+
 def test_a_quaternion_that_is_not_of_unit_length_is_refused(vehicle):
     broken = stamped_transform(vehicle.stamp(0.5), "odom", "base_link", np.eye(4))
     broken.transform.rotation.w = 3.0
@@ -262,6 +201,13 @@ def test_an_image_of_another_size_is_used_with_scaled_intrinsics(vehicle):
     vehicle.image("CAM_BACK", vehicle.stamp(0.5, "CAM_BACK"), jpeg(picture(5, (192, 320))))
     wait_for(lambda: vehicle.peer.has_frame(stamp), "the grid")
     assert vehicle.peer.latencies[-1]["sequence_started"] == "calibration_changed"
+
+
+def test_a_png_is_taken_where_jpegs_came(vehicle):
+    vehicle.image("CAM_FRONT", vehicle.stamp(0.5))
+    vehicle.image("CAM_BACK", vehicle.stamp(0.5, "CAM_BACK"), encode_png(picture(1)))
+    wait_for(lambda: vehicle.peer.has_frame(vehicle.stamp(0.5)), "the grid")
+    assert vehicle.peer.latencies[-1].get("sequence_started") is None
 
 
 def bomb() -> bytes:
@@ -289,30 +235,36 @@ def test_a_hostile_image_is_refused_before_it_is_decoded_and_the_node_lives(vehi
     assert vehicle.peer.latencies[-1].get("sequence_started") is None
 
 
-def test_when_inference_is_slow_the_newest_frame_wins_and_the_rest_is_counted(vehicle):
+def test_when_inference_is_slow_the_newest_frame_wins_and_the_rest_is_counted(vehicle, fault):
     superseded = vehicle.count("CAM_FRONT", "dropped_superseded")
+    fault("slow")
     assert vehicle.set(inference_period=0.0) == [(True, "")]
     try:
-        for i in range(1, 31):
+        for i in range(1, 21):
             last = vehicle.shoot(i * 0.1)
-            time.sleep(0.05)
+            time.sleep(0.02)  # the cameras are faster than the network, which takes 0.3 s
         wait_for(lambda: vehicle.peer.has_frame(last), "the newest frame's grid")
-        vehicle.wait_for_count("CAM_FRONT", "dropped_superseded", superseded + 1)
+        vehicle.wait_for_count("CAM_FRONT", "dropped_superseded", superseded + 5)
         stamps = vehicle.peer.stamps()
         assert stamps == sorted(set(stamps))
-        assert len(stamps) + vehicle.count("CAM_FRONT", "dropped_superseded") - superseded <= 30
+        assert len(stamps) + vehicle.count("CAM_FRONT", "dropped_superseded") - superseded <= 20
     finally:
         vehicle.set(inference_period=0.5)
 
 
 def test_slow_frames_are_a_warning_and_a_run_of_them_an_error(vehicle):
+    def stages(level: int) -> bool:
+        return vehicle.peer.diagnostics["gdfusion: stages"]["level"] == level
+
+    vehicle.set(slow_frame=600.0)
+    vehicle.frame(0.5)
     vehicle.set(slow_frame=0.0, slow_frames_error=3)
     try:
-        vehicle.frame(0.5)
-        wait_for(lambda: vehicle.peer.diagnostics["gdfusion: stages"]["level"] == 1, "a warning")
-        for i in range(2, 5):
+        vehicle.frame(1.0)
+        wait_for(lambda: stages(1), "a warning")
+        for i in range(3, 6):
             vehicle.frame(i * 0.5)
-        wait_for(lambda: vehicle.peer.diagnostics["gdfusion: stages"]["level"] == 2, "an error")
+        wait_for(lambda: stages(2), "an error")
     finally:
         vehicle.set(slow_frame=2.0, slow_frames_error=5)
 
@@ -340,6 +292,9 @@ def test_thresholds_change_at_run_time_and_the_model_does_not(vehicle):
     assert "must be one of" in reason
     ((done, _),) = vehicle.set(sync_tolerance=5.0)
     assert not done
+    ((done, reason),) = vehicle.set(obstacle_min_height=3.0)
+    assert not done
+    assert "less than obstacle_max_height" in reason
     assert vehicle.set(sync_tolerance=0.1, confidence=False) == [(True, ""), (True, "")]
     vehicle.frame(0.5)
     assert len(vehicle.peer.grids[-1].confidence) == 0
@@ -358,3 +313,65 @@ def test_without_a_state_file_saving_is_refused_with_a_hint(vehicle):
     answer = vehicle.peer.trigger("save_state")
     assert not answer.success
     assert "state_file" in answer.message
+
+
+def test_when_memory_runs_out_the_state_is_dropped_and_the_frame_tried_again(vehicle, fault):
+    fault("out of memory once")
+    vehicle.frame(0.5)
+    assert vehicle.peer.latencies[-1]["sequence_started"] == "out_of_memory"
+    assert vehicle.peer.state() == "active"
+    fault("")
+    vehicle.frame(1.0)
+    assert vehicle.peer.grids[-1].history_frames == 1
+
+
+def test_when_memory_stays_out_the_node_says_so_deactivates_and_can_be_activated_again(vehicle, fault):
+    fault("out of memory")
+    vehicle.shoot(0.5)
+    wait_for(lambda: vehicle.peer.state() == "inactive", "deactivation")
+    vehicle.node.says("deactivating: out of memory even without temporal state")
+    wait_for(
+        lambda: "out of memory" in vehicle.peer.diagnostics["gdfusion: temporal state"]["message"],
+        "a word in the diagnostics",
+    )
+    assert vehicle.peer.diagnostics["gdfusion: temporal state"]["level"] == 2
+    fault("")
+    wait_for(lambda: not vehicle.peer.is_heard("/tf"), "the end of the subscriptions")
+    assert vehicle.peer.change_state("activate")
+    vehicle.prepare()
+    vehicle.begin_drive()
+    vehicle.frame(0.5)
+    assert vehicle.peer.grids[-1].history_frames == 1
+
+
+def test_a_frame_that_the_network_fails_on_is_counted_and_costs_the_history_only(vehicle, fault):
+    failed = int(vehicle.peer.frames().get("failed_internal", 0))
+    fault("broken")
+    vehicle.shoot(0.5)
+    wait_for(lambda: int(vehicle.peer.frames().get("failed_internal", 0)) == failed + 1, "the count")
+    assert vehicle.peer.frames()["level"] == 1
+    fault("")
+    vehicle.frame(1.0)
+    assert vehicle.peer.latencies[-1]["sequence_started"] == "failed_frame"
+
+
+def test_a_callback_that_fails_does_not_end_the_node(vehicle):
+    client = vehicle.peer.node.create_client(Trigger, "/gdfusion/break")
+    assert client.wait_for_service(60)
+    client.call_async(Trigger.Request())
+    vehicle.node.says("nobody thought of this")
+    vehicle.frame(0.5)
+
+
+def test_every_frame_is_accounted_for(vehicle):
+    vehicle.frame(0.5)
+
+    def adds_up() -> bool:
+        frames = {key: int(value) for key, value in vehicle.peer.frames().items() if str(value).isdigit()}
+        dropped = sum(number for key, number in frames.items() if key.startswith("dropped_"))
+        failed = sum(number for key, number in frames.items() if key.startswith("failed_"))
+        return (
+            frames["selected"] == frames["made"] + dropped and frames["made"] == frames["published"] + failed
+        )
+
+    wait_for(adds_up, "counts that add up")

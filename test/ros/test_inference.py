@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nodes import wait_for
 
-from gdfusion_ros.assembly.assembler import PendingFrame
+from gdfusion_ros.assembly.pending import PendingFrame
 from gdfusion_ros.frame import Occupancy
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import OCC3D

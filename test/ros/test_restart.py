@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from driving import TWO_CAMERAS, drive, two_camera_files
+from driving import TWO_CAMERAS, drive
 from nodes import NodeProcess, Peer, ros_environment, wait_for
 from safetensors.numpy import load_file, save_file
+from vehicle import rig_files
 
 from gdfusion_ros import load_model
 from gdfusion_ros.model.weights import write_weights
@@ -38,7 +39,7 @@ def test_a_node_goes_on_from_its_saved_state(tmp_path, how):
     record_frames(frames[:2], tmp_path / "first")
     record_frames(frames[2:], tmp_path / "second")
     parameters = {
-        **two_camera_files(tmp_path),
+        **rig_files(tmp_path),
         "image_reliability": "reliable",
         "state_file": str(tmp_path / "state.safetensors"),
         "save_state_on_exit": how == "exit",
@@ -78,7 +79,7 @@ def test_a_node_goes_on_from_its_saved_state(tmp_path, how):
 def broken_weights(folder: Path, fault: str) -> tuple[Path, str]:
     """A weights file with a fault, and the words that name it."""
     path = folder / "weights.safetensors"
-    model = load_model(two_camera_files(folder)["model"], "random:0")
+    model = load_model(rig_files(folder)["model"], "random:0")
     write_weights(model.network, path, {})
     tensors = load_file(path)
     name = next(name for name, tensor in tensors.items() if name.endswith("weight") and tensor.ndim > 1)
@@ -100,7 +101,7 @@ def broken_weights(folder: Path, fault: str) -> tuple[Path, str]:
 def test_broken_weights_keep_the_node_from_activating_and_the_key_is_named(tmp_path, fault):
     path, words = broken_weights(tmp_path, fault)
     with ros_environment() as environment:
-        node = NodeProcess(environment, tmp_path, **{**two_camera_files(tmp_path), "weights": str(path)})
+        node = NodeProcess(environment, tmp_path, **{**rig_files(tmp_path), "weights": str(path)})
         peer = Peer(environment)
         try:
             assert peer.state() == "unconfigured"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driving import drive
+from driving import SECOND, drive
 
 from gdfusion_ros.assembly.rig import find_topics, read_rig
 from gdfusion_ros.frame import Flow, FlowKind, Occupancy
@@ -51,6 +51,8 @@ def received_when(shots: queue.Queue[Shot], true: Callable[[Shot], bool]) -> Sho
 
 
 def test_grids_flow_and_images_of_a_node_become_shots(ros_domain: int) -> None:
+    from builtin_interfaces.msg import Time
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
     from sensor_msgs.msg import CompressedImage
 
     from gdfusion_ros.assembly.codec import encode_png
@@ -68,25 +70,42 @@ def test_grids_flow_and_images_of_a_node_become_shots(ros_domain: int) -> None:
     node = rclpy.create_node("made_up", context=context)
     grids = node.create_publisher(SemanticOccupancy, "/gdfusion/occupancy", 1)
     flows = node.create_publisher(VoxelFlow, "/gdfusion/flow", 1)
+    latencies = node.create_publisher(DiagnosticArray, "/gdfusion/latency", 1)
     images = node.create_publisher(CompressedImage, "/CAM_FRONT/image_rect_compressed", 5)
     stop = threading.Event()
 
     def publish() -> None:
         image = CompressedImage(format="png", data=encode_png(front.image))
         image.header.frame_id = "CAM_FRONT"
+        image.header.stamp = Time(sec=frame.stamp_ns // SECOND, nanosec=frame.stamp_ns % SECOND)
+        later = CompressedImage(format="png", data=encode_png(np.zeros_like(front.image)))
+        later.header.frame_id = "CAM_FRONT"
+        later.header.stamp = Time(sec=frame.stamp_ns // SECOND + 1)
+        values = {"total_ms": "95.5", "inference_ms": "80.0", "sequence_started": "camera_was_missing"}
+        latency = DiagnosticArray(
+            status=[DiagnosticStatus(values=[KeyValue(key=k, value=v) for k, v in values.items()])]
+        )
+        latency.header.stamp = image.header.stamp
         broken: Any = occupancy_message(original, "base_link")
         broken.size_x = 9
         while not stop.wait(0.2):
             images.publish(image)
+            images.publish(later)
             grids.publish(broken)
             grids.publish(occupancy_message(original, "base_link", "zlib"))
             flows.publish(flow_message(original, original.flow, "base_link"))
+            latencies.publish(latency)
 
     publisher = threading.Thread(target=publish)
     with Watcher(lambda shot, age: shots.put(shot), rig):
         publisher.start()
         try:
-            shot = received_when(shots, lambda one: one.vectors is not None and "CAM_FRONT" in one.pictures)
+            shot = received_when(
+                shots,
+                lambda one: (
+                    one.vectors is not None and "CAM_FRONT" in one.pictures and "total" in one.timings_ms
+                ),
+            )
         finally:
             stop.set()
             publisher.join()
@@ -98,4 +117,6 @@ def test_grids_flow_and_images_of_a_node_become_shots(ros_domain: int) -> None:
         np.testing.assert_array_equal(getattr(shot, name), getattr(expected, name))
     np.testing.assert_array_equal(shot.vectors[shot.vectors_valid], expected.vectors[expected.vectors_valid])
     assert (shot.sequence, shot.history_frames, shot.stamp_ns) == (2, 5, frame.stamp_ns)
+    # Of the grid's own time, not the newest.
     np.testing.assert_array_equal(shot.pictures["CAM_FRONT"].image, front.image)
+    assert (shot.timings_ms["total"], shot.restart_reason) == (95.5, "camera_was_missing")
