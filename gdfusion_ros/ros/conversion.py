@@ -105,10 +105,11 @@ def flow_message(occupancy: Occupancy, flow: Flow, frame: str, cells: Cells = "o
         model_id=model_id(occupancy),
     )
     message.size_x, message.size_y, message.size_z = occupancy.grid.shape
-    numbers = np.flatnonzero(chosen.transpose(2, 1, 0))  # cell numbers as the message counts them, x fastest
-    rows = _array_order(occupancy.grid.shape)[numbers]
-    vectors = np.take(flow.vectors.reshape(-1, 3), rows, axis=0)
-    message.vx, message.vy, message.vz = (_typed("f", vectors[:, axis]) for axis in range(3))
+    # Cell numbers as the message counts them, x fastest.
+    numbers = np.flatnonzero(np.ascontiguousarray(chosen.transpose(2, 1, 0)))
+    rows = 3 * _array_order(occupancy.grid.shape)[numbers]
+    vectors = flow.vectors.reshape(-1)
+    message.vx, message.vy, message.vz = (_typed("f", np.take(vectors, rows + axis)) for axis in range(3))
     if not dense:
         message.indices = _typed("I", numbers.astype(np.uint32))
     return message
@@ -151,23 +152,29 @@ def points_message(occupancy: Occupancy, frame: str) -> PointCloud2:
     given)."""
     cells = np.flatnonzero(occupied(occupancy))
     points = centers(cells, occupancy.grid, POINT)
-    points["label"] = occupancy.labels.ravel()[cells]
+    points["label"] = np.take(occupancy.labels, cells)
     palette = occupancy.label_set.palette().astype(np.uint32) @ np.array(
         [1 << 16, 1 << 8, 1], dtype=np.uint32
     )
     points["rgb"] = palette[points["label"]]
-    points["confidence"] = 255 if occupancy.confidence is None else occupancy.confidence.ravel()[cells]
+    points["confidence"] = 255 if occupancy.confidence is None else np.take(occupancy.confidence, cells)
     return cloud(points, occupancy, frame, as_float=("rgb",))
 
 
 def centers(cells: npt.NDArray[np.int64], grid: VoxelGrid, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """A structured array with x, y, z (metres) of the cells with these flat (X, Y, Z) indices; the rest is
     zero."""
-    points = np.zeros(len(cells), dtype=dtype)
-    for axis, index in enumerate(np.unravel_index(cells, grid.shape)):
+    return np.take(_all_centers(grid, dtype), cells)
+
+
+@lru_cache(maxsize=4)
+def _all_centers(grid: VoxelGrid, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """Every cell's centre, made once: a grid's places are the same in each frame."""
+    points = np.zeros(grid.shape, dtype=dtype)
+    for axis in range(3):
         line = grid.minimum[axis] + (np.arange(grid.shape[axis]) + 0.5) * grid.cell_size[axis]
-        points["xyz"[axis]] = line.astype(np.float32)[index]
-    return points
+        points["xyz"[axis]] = np.expand_dims(line, tuple(other for other in range(3) if other != axis))
+    return points.ravel()
 
 
 def cloud(
@@ -192,7 +199,7 @@ def cloud(
         is_bigendian=False,
         point_step=points.dtype.itemsize,
         row_step=points.nbytes,
-        data=byte_array(points.tobytes()),
+        data=byte_array(points.view(np.uint8)),
         is_dense=True,
     )
 
@@ -230,7 +237,7 @@ _PACK = {"raw": _raw, "zlib": _zlib}
 
 def _typed(code: Literal["I", "f"], values: npt.NDArray[np.generic]) -> array[int] | array[float]:
     result: array[int] | array[float] = array(code)
-    result.frombytes(values.tobytes())
+    result.frombytes(values.data.cast("B"))
     return result
 
 
