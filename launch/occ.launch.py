@@ -6,9 +6,17 @@ copy of config/node.yaml and give that as `config`.
 
 from __future__ import annotations
 
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, SetEnvironmentVariable
+import os
+
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, RegisterEventHandler, SetEnvironmentVariable
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
+from launch.event_handlers import OnProcessIO
+from launch.substitutions import (
+    EnvironmentVariable,
+    LaunchConfiguration,
+    PathJoinSubstitution,
+    PythonExpression,
+)
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
@@ -22,7 +30,7 @@ ARGUMENTS = (
     ("device", "cpu", "where the network runs: cpu, cuda, cuda:1"),
     ("use_sim_time", "false", "take the time from /clock; always so with a bag"),
     ("rviz", "false", "show images and voxels in RViz"),
-    ("bag", "", "a recording to play, with /clock"),
+    ("bag", "", "a recording to play, with /clock, once the node is active"),
 )
 
 
@@ -33,7 +41,26 @@ def generate_launch_description() -> LaunchDescription:
     sim_time = PythonExpression(
         ["'", value["use_sim_time"], "'.lower() == 'true' or '", value["bag"], "' != ''"]
     )
+    # Six cameras do not fit through Fast DDS' default segment. Before Kilted, Fast DDS knew only the older name.
+    older = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    variable = "FASTRTPS_DEFAULT_PROFILES_FILE" if older else "FASTDDS_DEFAULT_PROFILES_FILE"
     profile = PathJoinSubstitution([share, "config", "fastdds_shm.xml"])
+    node = Node(
+        package="gdfusion_ros",
+        executable="occupancy_node",
+        name="gdfusion",
+        output="screen",
+        parameters=[
+            LaunchConfiguration("config"),
+            {
+                name: ParameterValue(value[name], value_type=str)
+                for name in ("model", "weights", "topics", "device")
+            },
+            {"use_sim_time": ParameterValue(sim_time, value_type=bool)},
+        ],
+    )
+    play = ExecuteProcess(cmd=["ros2", "bag", "play", "--clock", "100", value["bag"]], output="screen")
+    once_active = _OnceActive(play)
     return LaunchDescription(
         [
             *(
@@ -45,27 +72,11 @@ def generate_launch_description() -> LaunchDescription:
                 default_value=PathJoinSubstitution([share, "config", "node.yaml"]),
                 description="parameter file of the node",
             ),
-            # Six cameras do not fit through Fast DDS' default segment. Kilted reads the first, earlier ones the second.
-            SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", profile),
-            SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", profile),
-            Node(
-                package="gdfusion_ros",
-                executable="occupancy_node",
-                name="gdfusion",
-                output="screen",
-                parameters=[
-                    LaunchConfiguration("config"),
-                    {
-                        name: ParameterValue(value[name], value_type=str)
-                        for name in ("model", "weights", "topics", "device")
-                    },
-                    {"use_sim_time": ParameterValue(sim_time, value_type=bool)},
-                ],
-            ),
-            ExecuteProcess(
-                cmd=["ros2", "bag", "play", "--clock", "100", value["bag"]],
+            SetEnvironmentVariable(variable, EnvironmentVariable(variable, default_value=profile)),
+            node,
+            RegisterEventHandler(
+                OnProcessIO(target_action=node, on_stdout=once_active, on_stderr=once_active),
                 condition=IfCondition(has_bag),
-                output="screen",
             ),
             Node(
                 package="rviz2",
@@ -77,3 +88,17 @@ def generate_launch_description() -> LaunchDescription:
             ),
         ]
     )
+
+
+class _OnceActive:
+    """Starts an action when the node says that it is active, once: the bag's first seconds would play to nobody while
+    the network is loaded. Its lifecycle events do not serve, as they may come before launch has discovered the node."""
+
+    def __init__(self, action: ExecuteProcess) -> None:
+        self._action: ExecuteProcess | None = action
+
+    def __call__(self, event) -> ExecuteProcess | None:
+        if b" active: " not in event.text:
+            return None
+        action, self._action = self._action, None
+        return action
