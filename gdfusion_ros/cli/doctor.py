@@ -225,5 +225,28 @@ def _node(node: Any) -> Iterator[Finding]:
     else:
         hint = "its log says what it could not load" if state == "unconfigured" else "activate it"
         yield _finding("error", "node", f"{NODE} is {state}: {hint}")
+    yield from _clock(node)
     for subscriber in node.get_subscriptions_info_by_topic(f"{NODE}/occupancy"):
         yield _finding("ok", "subscriber", f"{subscriber.node_name} listens to {NODE}/occupancy")
+
+
+def _clock(node: Any) -> Iterator[Finding]:
+    """Whether the occupancy node takes its time from where the graph's time comes from."""
+    import rclpy
+    from rcl_interfaces.srv import GetParameters
+
+    client = node.create_client(GetParameters, f"{NODE}/get_parameters")
+    if not client.wait_for_service(timeout_sec=2.0):
+        return
+    answer = client.call_async(GetParameters.Request(names=["use_sim_time"]))
+    rclpy.spin_until_future_complete(node, answer, timeout_sec=5.0)
+    if not answer.done() or not answer.result().values:
+        return
+    simulated, published = answer.result().values[0].bool_value, bool(node.count_publishers("/clock"))
+    if simulated and not published:
+        yield _finding("error", "clock", f"{NODE} has use_sim_time, but nobody publishes /clock")
+    elif published and not simulated:
+        hint = "start it with use_sim_time when a recording plays"
+        yield _finding("warning", "clock", f"/clock is published, but {NODE} does not use it: {hint}")
+    else:
+        yield _finding("ok", "clock", "from /clock" if simulated else "the system's")

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from gdfusion_ros.cli.inputs import add_json_argument, add_rig_arguments, print_json, rig_of
 from gdfusion_ros.errors import UserError
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with open_bag(args.bag) as reader:
+        _check(reader, args)
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         node = rclpy.create_node("gdfusion_replay")
         executor = SingleThreadedExecutor()
@@ -105,3 +107,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"messages": played.messages, "frames": played.frames, "seconds": round(seconds, 3)})
     return 130 if stop.is_set() and not args.loop else 0
+
+
+def _check(reader: Any, args: argparse.Namespace) -> None:
+    """UserError when the recording cannot be played as the options say."""
+    if not reader.is2:
+        raise UserError(
+            f"{args.bag} is a ROS 1 recording: convert it (rosbags-convert --src {args.bag} --dst NEW), "
+            "or run it offline as it is (gdfusion run)"
+        )
+    seconds = (reader.end_time - reader.start_time) * 1e-9
+    if args.start > seconds:
+        raise UserError(f"--start {args.start:g} is beyond the recording's end, at {seconds:.1f} s")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from nav_msgs.msg import Odometry
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
@@ -19,6 +19,7 @@ from gdfusion_ros.assembly.assembler import AssemblySettings, FrameAssembler
 from gdfusion_ros.assembly.loading import LoadedImage
 from gdfusion_ros.assembly.messages import stamp_ns
 from gdfusion_ros.assembly.rig import CameraTopics, Rig
+from gdfusion_ros.ros.subscriptions import LATCHED, TRANSFORMS
 
 Level = Literal["ok", "warning", "error"]
 
@@ -91,9 +92,8 @@ class Listener:
             make(image_type, camera.image, self._on_image(camera), sensor)
             if camera.info:
                 make(CameraInfo, camera.info, self._on_info(camera), sensor)
-        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        make(TFMessage, "/tf", lambda m: self._on_transforms(m, static=False), QoSProfile(depth=100))
-        make(TFMessage, "/tf_static", lambda m: self._on_transforms(m, static=True), latched)
+        make(TFMessage, "/tf", lambda m: self._on_transforms(m, static=False), TRANSFORMS)
+        make(TFMessage, "/tf_static", lambda m: self._on_transforms(m, static=True), LATCHED)
         if self._rig.motion == "odometry":
             make(Odometry, self._rig.odometry_topic, self._on_odometry, sensor)
 
@@ -143,10 +143,12 @@ class Listener:
     def _cameras(self) -> Iterator[Finding]:
         for camera in self._rig.cameras:
             yield self._topic(camera.name, camera.image, "images")
+            yield from self._mismatches(camera.name, camera.image)
             if camera.info:
                 yield self._topic(camera.name, camera.info, "CameraInfo")
+                yield from self._mismatches(camera.name, camera.info)
         for (where, reason), count in self._problems.items():
-            if reason in ("refused", "camera_info", "transform"):
+            if reason in ("refused", "camera_info", "other_shape", "transform"):
                 yield Finding("error", where, f"{count} messages refused: {self._texts[where, reason]}")
 
     def _topic(self, name: str, topic: str, what: str) -> Finding:
@@ -177,13 +179,24 @@ class Listener:
             return Finding("warning", name, f"{text}, stamps are {age:.1f} s from now: {hint}")
         return Finding("ok", name, f"{text}, {age * 1e3:.0f} ms old")
 
+    def _mismatches(self, where: str, topic: str) -> Iterator[Finding]:
+        """Publishers that the occupancy node, or this listener in its place, cannot hear."""
+        listeners = ("gdfusion", self._node.get_name())
+        for wanted in self._node.get_subscriptions_info_by_topic(topic):
+            if wanted.node_name not in listeners:
+                continue
+            for offered in self._node.get_publishers_info_by_topic(topic):
+                verdict, reason = qos_check_compatible(offered.qos_profile, wanted.qos_profile)
+                if verdict == QoSCompatibility.ERROR:
+                    text = f"QoS mismatch on {topic}: {offered.node_name} is not heard by {wanted.node_name}"
+                    yield Finding("error", where, f"{text}: {' '.join(reason.split())}")
+
     def _motion(self) -> Iterator[Finding]:
         topics = ["/tf_static"] if self._rig.motion == "odometry" else ["/tf", "/tf_static"]
         topics += [self._rig.odometry_topic] if self._rig.motion == "odometry" else []
         for topic in topics:
             heard = self._heard.get(topic)
-            for offered in self._node.get_publishers_info_by_topic(topic):
-                yield from _mismatch(topic, offered)
+            yield from self._mismatches("transforms", topic)
             if heard is None:
                 yield Finding("error", "transforms", f"nothing comes on {topic}")
             else:
@@ -202,21 +215,6 @@ class Listener:
             yield Finding("ok", "frames", f"{self._frames} frames of {frames.selected} could be made")
         else:
             yield Finding("error", "frames", "not one frame could be made of what arrived")
-
-
-def _mismatch(topic: str, offered: Any) -> Iterator[Finding]:
-    """Transforms that a publisher sends in a way that the node, like every tf2 listener, does not take."""
-    if not topic.startswith("/tf"):
-        return
-    profile = offered.qos_profile
-    if profile.reliability == ReliabilityPolicy.BEST_EFFORT:
-        text = f"{offered.node_name} publishes {topic} best effort, listeners ask for reliable: QoS mismatch"
-        yield Finding("error", "transforms", text)
-    if topic == "/tf_static" and profile.durability == DurabilityPolicy.VOLATILE:
-        text = (
-            f"{offered.node_name} publishes {topic} volatile, listeners ask for transient local: QoS mismatch"
-        )
-        yield Finding("error", "transforms", text)
 
 
 class _Never:

@@ -72,10 +72,10 @@ class Pacer:
         )
 
     def wait_for(self, stamp: int, alive: Callable[[], bool]) -> None:
-        """Return when the grid with this stamp has come; UserError when it does not."""
+        """Return when the grid with this stamp has come, or ``alive`` is False; UserError when it does not come."""
         deadline = time.monotonic() + self.timeout
-        while stamp not in self._received:
-            if time.monotonic() > deadline or not alive():
+        while stamp not in self._received and alive():
+            if time.monotonic() > deadline:
                 raise UserError(f"no grid came on {self._topic} for the frame at {stamp / SECOND:.6f} s")
             time.sleep(0.002)
         self._received.discard(stamp)
