@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.model.blocks import camera_attention
 from gdfusion_ros.model.blocks.backward_projection import (
     BackwardProjection,
     BackwardProjectionConfig,
@@ -56,7 +57,7 @@ def _seed() -> None:
 
 
 @torch.no_grad()
-def test_depth_aware_attention_equals_a_loop() -> None:
+def test_depth_aware_attention_equals_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     config = BackwardProjectionConfig(heads=2, pillar_heights=(-0.2, 1.4, 3.0), points_per_height=2)
     attention = DepthAwareAttention(8, config)
     for parameter in attention.parameters():
@@ -67,6 +68,11 @@ def test_depth_aware_attention_equals_a_loop() -> None:
     context, geometry = torch.randn(1, 2, 8, h, w), torch.rand(1, 2, BINS.count, h, w)
     anchors = project_pillars(projection._pillars(context), rig(), SIZE)
     ours = attention(queries, position, context, geometry, anchors, BINS)[0]
+    with monkeypatch.context() as patch:
+        # As on an accelerator, which is not asked how many queries a camera sees.
+        patch.setattr(camera_attention, "selected", lambda mask: torch.arange(len(mask)))
+        everywhere = attention(queries, position, context, geometry, anchors, BINS)[0]
+    assert torch.allclose(everywhere, ours, atol=1e-5)
     assert 5 < anchors.visible.sum() < anchors.visible.numel()
 
     heads = attention.heads

@@ -16,10 +16,12 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView
 from gdfusion_ros.geometry import Matrix, transform
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.model.blocks import camera_attention, compact
 from gdfusion_ros.model.blocks.depth import DepthNetConfig
 from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
 from gdfusion_ros.model.fusion import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import history_positions, sample_history
+from gdfusion_ros.model.inference import inference_form
 from gdfusion_ros.model.model import OccupancyModel, build_network
 from gdfusion_ros.model.networks.cotr import joined_entries
 from gdfusion_ros.model.networks.surroundocc import SurroundOccArchitecture
@@ -267,6 +269,37 @@ def test_the_inference_form_gives_what_the_network_gives(name: str) -> None:
         last = "logits_3" if name == "surroundocc-gf" else "logits"
         error = (seen[1][last] - seen[0][last]).abs() / seen[0][last].abs().max()
         assert float(error.flatten().kthvalue(int(0.99 * error.numel())).values) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "name", ["surroundocc", "surroundocc-gf", "openoccupancy", "openoccupancy-gf", "cotr", "cotr-gf"]
+)
+def test_a_frame_needs_no_round_trip_through_the_cpu(name: str) -> None:
+    """On the meta device, whatever asks for a tensor's values or mixes devices raises."""
+    model = OccupancyModel(small(name), filled(small(name)).network, "test", device="meta")
+    network, state, before = inference_form(model.network), None, None
+    for frame in frames(model.config):
+        poses = model.ego_poses(frame)
+        with torch.inference_mode():
+            output, state = network(model.network_input(frame, poses, before), state)
+        before = poses
+        assert {tensor.device.type for tensor in (output.logits, *state.tensors.values())} == {"meta"}
+        assert output.logits[0, 0].transpose(0, 1).shape == model.grid.shape
+
+
+@pytest.mark.parametrize("name", ["surroundocc", "cotr"])
+def test_asking_all_cameras_about_all_queries_gives_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, which is not asked how many queries a camera sees."""
+    model = filled(small(name))
+    last = "logits_3" if name == "surroundocc" else "logits"
+    expected = list(outputs(model, (last,)))
+    for module in (camera_attention, compact):
+        monkeypatch.setattr(module, "selected", lambda mask: torch.arange(len(mask)))
+    for a, b in zip(outputs(model, (last,)), expected, strict=True):
+        assert torch.allclose(a[last], b[last], atol=1e-5 * float(b[last].abs().max()))
+        assert torch.equal(a["labels"], b["labels"])
 
 
 def test_cues_that_are_plugged_in_begin_as_the_average_of_present_and_history() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
-from gdfusion_ros.model.blocks.camera_attention import FeedForward
+from gdfusion_ros.model.blocks.camera_attention import FeedForward, mean_over_cameras
 from gdfusion_ros.model.blocks.cameras import CameraRig, to_image
 from gdfusion_ros.model.blocks.deformable import DeformableHeads, deformable_attention
 from gdfusion_ros.model.config import DepthBins
@@ -172,22 +172,18 @@ class DepthAwareAttention(nn.Module):
         offsets = self.heads.offsets(asking) / queries.new_tensor([size[1], size[0]])
         weights = self.heads.weights(asking)
         tokens = context.flatten(3).transpose(2, 3)
-        averages = []
-        for b in range(len(queries)):
-            total = torch.zeros_like(queries[b])
-            for n in range(tokens.shape[1]):
-                index = anchors.visible[b, n].nonzero().squeeze(1)
-                places, depths = anchors.places[b, n, index], anchors.depths[b, n, index]
-                likely = depth_weights(geometry[b, n], places, depths, bins)
-                # The points of a head repeat the anchors, anchor by anchor: 0 1 2 3 0 1 2 3.
-                # Anchors that the camera does not see are looked at too, where it sees another of the same pillar.
-                around = places.repeat(1, self.repeats, 1)[:, None, None] + offsets[b, index]
-                counting = weights[b, index] * likely.repeat(1, self.repeats)[:, None, None]
-                value = self.heads.values(tokens[b, n : n + 1], size)
-                seen = deformable_attention([value], around[None], counting[None])
-                total = total.index_add(0, index, seen[0])
-            averages.append(total / anchors.visible[b].sum(dim=0).clamp(min=1)[:, None])
-        result: Tensor = queries + self.output_proj(torch.stack(averages))
+
+        def look(b: int, n: int, index: Tensor) -> Tensor:
+            places, depths = anchors.places[b, n, index], anchors.depths[b, n, index]
+            likely = depth_weights(geometry[b, n], places, depths, bins)
+            # The points of a head repeat the anchors, anchor by anchor: 0 1 2 3 0 1 2 3.
+            # Anchors that the camera does not see are looked at too, where it sees another of the same pillar.
+            around = places.repeat(1, self.repeats, 1)[:, None, None] + offsets[b, index]
+            counting = weights[b, index] * likely.repeat(1, self.repeats)[:, None, None]
+            value = self.heads.values(tokens[b, n : n + 1], size)
+            return deformable_attention([value], around[None], counting[None])[0]
+
+        result: Tensor = queries + self.output_proj(mean_over_cameras(anchors.visible, look))
         return result
 
 

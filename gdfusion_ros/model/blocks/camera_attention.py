@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.cameras import CameraRig, to_image
 from gdfusion_ros.model.blocks.deformable import DeformableHeads, deformable_attention
+from gdfusion_ros.model.blocks.selection import selected
 
 _NEAREST = 1e-5
 """Metres: what has less depth is not seen."""
@@ -55,11 +57,29 @@ def _camera_from_grid(rig: CameraRig) -> Tensor:
     return torch.cat([rotation, -rotation @ rig.translation.double()[..., None]], dim=-1)
 
 
-class CameraAttention(nn.Module):
-    """Deformable attention of queries into the images of the cameras that see them, averaged over these cameras.
+def mean_over_cameras(visible: Tensor, look: Callable[[int, int, Tensor], Tensor]) -> Tensor:
+    """(B, Q, C): for each query the mean of what the cameras that see it show; zero where none does.
 
-    Cameras are dealt with one by one, and in each only the queries that it sees.
+    ``visible`` (B, N, Q); ``look(b, n, index)`` gives (K, C), what camera n of sample b shows to the queries ``index``
+    (K,). Cameras are dealt with one by one, and in each only the queries that ``selected`` names.
     """
+    averages = []
+    for b, sample in enumerate(visible):
+        total: Tensor | None = None
+        for n, sees in enumerate(sample):
+            index = selected(sees)
+            shown = look(b, n, index)
+            shown = torch.where(sees[index][:, None], shown, torch.zeros_like(shown))
+            if total is None:
+                total = shown.new_zeros(len(sees), shown.shape[1])
+            total = total.index_add(0, index, shown)
+        assert total is not None, "a rig has cameras"
+        averages.append(total / sample.sum(dim=0).clamp(min=1)[:, None])
+    return torch.stack(averages)
+
+
+class CameraAttention(nn.Module):
+    """Deformable attention of queries into the images of the cameras that see them, averaged over these cameras."""
 
     def __init__(self, channels: int, heads: int, points: int) -> None:
         super().__init__()
@@ -77,18 +97,14 @@ class CameraAttention(nn.Module):
         heads = self.deformable_attention
         offsets = heads.offsets(queries) / queries.new_tensor([size[1], size[0]])
         weights = heads.weights(queries)
+
+        def look(b: int, n: int, index: Tensor) -> Tensor:
+            value = heads.values(tokens[b, n : n + 1], size)
+            places = projection.places[b, n, index][:, None, None, None] + offsets[b, index]
+            return deformable_attention([value], places[None], weights[b : b + 1, index])[0]
+
         # The output's layer comes after the average, so its bias reaches also what no camera sees.
-        averages = []
-        for b in range(len(queries)):
-            total = queries.new_zeros(queries.shape[1:])
-            for n in range(tokens.shape[1]):
-                index = projection.visible[b, n].nonzero().squeeze(1)
-                value = heads.values(tokens[b, n : n + 1], size)
-                places = projection.places[b, n, index][:, None, None, None] + offsets[b, index]
-                seen = deformable_attention([value], places[None], weights[b : b + 1, index])
-                total = total.index_add(0, index, seen[0])
-            averages.append(total / projection.visible[b].sum(dim=0).clamp(min=1)[:, None])
-        result: Tensor = self.output_proj(torch.stack(averages))
+        result: Tensor = self.output_proj(mean_over_cameras(projection.visible, look))
         return result
 
 

@@ -22,6 +22,7 @@ from gdfusion_ros.model.blocks.mask_decoder import (
     merged_labels,
 )
 from gdfusion_ros.model.blocks.occ_encoder import OccEncoder
+from gdfusion_ros.model.blocks.selection import selected
 from gdfusion_ros.model.watch import Watch
 
 SHRINKING = 4
@@ -119,16 +120,17 @@ class CompactHead(nn.Module):
 
     def _predict(self, volume: Tensor, found: Queries, watch: Watch) -> CompactOutput:
         """The two heads on every voxel, slab by slab, and the labels they give together."""
-        kept = [confident(logits) for logits in found.class_logits]
         # The last layer of the mask feature is folded into the embeddings: exact but for rounding.
         last = cast(nn.Linear, self.mask_feature[2])
         folded = found.mask_embeddings @ last.weight
         constant = found.mask_embeddings @ last.bias
         all_logits, all_labels = [], []
-        for b, index in enumerate(kept):
+        for b, class_logits in enumerate(found.class_logits):
+            counts = confident(class_logits)
+            index = selected(counts)
             logits, masks = self._slabs(volume[b], folded[b, index], constant[b, index])
             semantic = logits.argmax(dim=-1).to(torch.uint8)
-            by_masks = mask_labels(found.class_logits[b, index], masks)
+            by_masks = mask_labels(class_logits[index], masks, counts[index])
             all_logits.append(logits)
             all_labels.append(merged_labels(semantic, by_masks, logits.shape[-1] - 1))
             watch.show(labels_encoder=semantic, labels_decoder=by_masks)

@@ -130,32 +130,32 @@ class MaskDecoder(nn.Module):
 
 
 def confident(class_logits: Tensor) -> Tensor:
-    """Indices (K,) of the queries (Q, classes) that say something: not free, and sure of it."""
+    """(Q,) whether each query (Q, classes) says something: not free, and sure of it."""
     score, label = class_logits.softmax(dim=-1).max(dim=-1)
     free = class_logits.shape[-1] - 1
-    return ((label != free) & (score > CLASS_SCORE)).nonzero().squeeze(1)
+    return (label != free) & (score > CLASS_SCORE)
 
 
-def mask_labels(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Labels (X, Y, Z) uint8 from the confident queries (K, classes) and their masks (K, X, Y, Z)."""
+def mask_labels(class_logits: Tensor, mask_logits: Tensor, counts: Tensor) -> Tensor:
+    """Labels (X, Y, Z) uint8 from queries (K, classes), their masks (K, X, Y, Z), and which of them count (K,).
+
+    The rules are written without a look at any value, so that nothing waits for an accelerator.
+    """
     free = class_logits.shape[-1] - 1
     labels = mask_logits.new_full(mask_logits.shape[1:], free, dtype=torch.uint8)
     if not len(class_logits):
         return labels
     scores, classes = class_logits.softmax(dim=-1).max(dim=-1)
     masks = mask_logits.sigmoid()
-    owner = (scores[:, None, None, None] * masks).argmax(dim=0)
-    for k, label in enumerate(classes.tolist()):
+    claims = torch.where(counts[:, None, None, None], scores[:, None, None, None] * masks, -1.0)
+    owner = claims.argmax(dim=0)
+    for k, label in enumerate(classes):
         owned, mask = owner == k, masks[k] >= MASK_SCORE
-        owns, size = int(owned.sum()), int(mask.sum())
-        if not owns or not size or owns / size < OVERLAP:
-            continue
-        if owns <= size:
-            labels[mask | owned] = label
-        elif label < FIRST_STUFF or owns > STUFF_GROWTH * size:
-            labels[mask] = label
-        else:
-            labels[owned] = label
+        owns, size = owned.sum().double(), mask.sum().double()
+        counted = counts[k] & (owns > 0) & (size > 0) & (owns / size >= OVERLAP)
+        cut_back = (label < FIRST_STUFF) | (owns > STUFF_GROWTH * size)
+        region = torch.where(owns <= size, mask | owned, torch.where(cut_back, mask, owned))
+        labels = torch.where(region & counted, label.to(torch.uint8), labels)
     return labels
 
 

@@ -180,9 +180,9 @@ class ALOcc(nn.Module):
         lower, step = float(self.depths[0]), float(self.depths[1] - self.depths[0])
         metres = frame.lidar_depth.flatten(0, 1)
         bins = ((metres - (lower - step)) / step).floor() - 1
-        valid = (bins >= 0) & (bins < len(self.depths))
-        one_hot = nn.functional.one_hot(bins.clamp(0, len(self.depths) - 1).long(), len(self.depths))
-        return (one_hot * valid[..., None]).movedim(-1, 1).to(metres.dtype)
+        numbers = torch.arange(len(self.depths), device=metres.device).view(1, -1, 1, 1)
+        # A cell without a point has a bin below the first, and so no one.
+        return (bins[:, None] == numbers).to(metres.dtype)
 
     def _velocity(
         self, encoded: Tensor, state: TemporalState | None, previous_from_current: Tensor, watch: Watch
