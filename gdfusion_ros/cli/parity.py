@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
 def network_parity(folder: Path, images: Path | None, kernels: bool = False) -> dict[str, Any]:
     """The report on a whole network."""
-    from gdfusion_ros.cli.agreement import build_model, compare, run_network
+    from gdfusion_ros.cli.agreement import compare
     from gdfusion_ros.cli.fixtures import read_network_fixture
+    from gdfusion_ros.cli.reference import build_model, run_network
 
     fixture = read_network_fixture(folder, images)
     model = build_model(fixture, str(folder), kernels)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gdfusion_ros.cli.agreement import FrameRun, ReferenceModel, build_model, compare, run_network
+from gdfusion_ros.cli.agreement import compare
 from gdfusion_ros.cli.fixtures import NetworkFixture, read_network_fixture
 from gdfusion_ros.cli.main import main
+from gdfusion_ros.cli.reference import FrameRun, ReferenceModel, build_model, run_network
 
 SMALL = (
     "bevdetocc_gf_small",
