@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from gdfusion_ros.model.model import OccupancyModel
 
 
-def stream_of(model: OccupancyModel, args: argparse.Namespace) -> OccupancyStream:
+def stream_of(
+    model: OccupancyModel,
+    args: argparse.Namespace,
+    on_restart: Callable[[str, CameraFrame], None] | None = None,
+) -> OccupancyStream:
     """A stream with the rules that the node has under the same options."""
-    return OccupancyStream(model, SequenceRules(restart_after_missing=args.missing_camera == "skip"))
+    rules = SequenceRules(restart_after_missing=args.missing_camera == "skip")
+    return OccupancyStream(model, rules, on_restart)
 
 
 def step(stream: OccupancyStream, frame: CameraFrame) -> Occupancy:

@@ -13,6 +13,7 @@ import argparse
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,10 +111,12 @@ def _made(args: argparse.Namespace) -> Iterator[Shot]:
         source = source_of(args.source, args)
         model = load(args, rig_names(source))
         items = (Item(frame) for frame in source)
-    stream = stream_of(model, args)
+    restarts: dict[int, str] = {}
+    stream = stream_of(model, args, lambda reason, frame: restarts.update({frame.stamp_ns: reason}))
     for item in islice(items, args.frames):
         truth = None if item.truth is None else item.truth.labels
-        yield make_shot(step(stream, item.frame), item.frame, truth)
+        shot = make_shot(step(stream, item.frame), item.frame, truth)
+        yield replace(shot, restart_reason=restarts.get(shot.stamp_ns, ""))
 
 
 def _progress(shots: Iterator[Shot] | Sequence[Shot], words: str) -> tqdm[Shot]:

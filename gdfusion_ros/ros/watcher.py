@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -16,28 +20,53 @@ from tf2_msgs.msg import TFMessage
 
 from gdfusion_ros.assembly.codec import ImageError, decode_compressed, decode_raw
 from gdfusion_ros.assembly.grids import occupancy_of
-from gdfusion_ros.assembly.messages import stamp_ns
+from gdfusion_ros.assembly.messages import SECOND
 from gdfusion_ros.assembly.rig import Rig
 from gdfusion_ros.assembly.transforms import TransformBuffer, TransformError
 from gdfusion_ros.geometry import Matrix, transform
 from gdfusion_ros.msg import SemanticOccupancy, VoxelFlow
-from gdfusion_ros.viewer.shot import Picture, Shot, make_shot, shrunk
+from gdfusion_ros.viewer.shot import Picture, Shot, make_shot, shrunk, with_latency
 
 RELIABLE = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=rclpy.qos.DurabilityPolicy.TRANSIENT_LOCAL
 )
 
+MAX_AGE_MS = 60_000.0
+"""An exposure longer ago than this is a recording's: its age says nothing."""
+KEPT = {"compressed": 12, "raw": 4}
+"""Images of each camera that are kept until the grid of their time comes, by how they are sent."""
+PATIENCE = 0.2
+"""Seconds that parts of a frame wait for each other."""
+
+
+@dataclass
+class _Parts:
+    """What has come of one frame. Topics keep no order among each other."""
+
+    grid: Any = None
+    flow: Any = None
+    latency: Any = None
+    age_ms: float | None = None
+    since: float = field(default_factory=time.monotonic)
+
 
 class Watcher:
-    """Subscribes in a thread of its own and calls ``on_shot(shot, age_ms)`` for each grid. Use it in a `with`."""
+    """Subscribes in a thread of its own and calls ``on_shot(shot, age_ms)`` for each grid. Use it in a `with`.
 
-    def __init__(self, on_shot: Callable[[Shot, float], None], rig: Rig, name: str = "/gdfusion") -> None:
+    A grid waits a moment for its flow and its latency, which the node publishes after it. ``age_ms`` is the time from
+    the exposure to the grid's coming; None for recordings that are played.
+    """
+
+    def __init__(
+        self, on_shot: Callable[[Shot, float | None], None], rig: Rig, name: str = "/gdfusion"
+    ) -> None:
         """``name`` is the occupancy node's, ``rig`` names the cameras' topics and the frames."""
         self._on_shot = on_shot
         self._rig = rig
-        self._grid: Any = None
-        self._images: dict[str, Any] = {}
+        self._parts: dict[int, _Parts] = {}
+        self._flow_expected = False
+        self._images: dict[str, deque[Any]] = {}
         self._transforms = TransformBuffer()
         self._odometry: Matrix | None = None
         self._context = rclpy.Context()
@@ -49,6 +78,7 @@ class Watcher:
         self._subscriptions = [
             subscribe(VoxelFlow, f"{name}/flow", self._take_flow, RELIABLE),
             subscribe(SemanticOccupancy, f"{name}/occupancy", self._take_grid, RELIABLE),
+            subscribe(DiagnosticArray, f"{name}/latency", self._take_latency, RELIABLE),
             subscribe(TFMessage, "/tf", lambda message: self._take_transforms(message, False), 100),
             subscribe(TFMessage, "/tf_static", lambda message: self._take_transforms(message, True), LATCHED),
         ]
@@ -59,6 +89,7 @@ class Watcher:
         for camera in rig.cameras:
             keep = self._keeper(camera.name)
             self._subscriptions.append(subscribe(kind, camera.image, keep, qos_profile_sensor_data))
+        self._timer = self._node.create_timer(0.05, self._show_late)
         self._thread = threading.Thread(target=self._spin, daemon=True)
 
     def __enter__(self) -> Watcher:
@@ -80,15 +111,35 @@ class Watcher:
             return
 
     def _keeper(self, camera: str) -> Callable[[Any], None]:
-        def keep(message: Any) -> None:
-            self._images[camera] = message
+        images = self._images[camera] = deque(maxlen=KEPT[self._rig.transport])
+
+        def keep(message: Any) -> None:  # rclpy reads its signature, which a deque's append has none of
+            images.append(message)
 
         return keep
 
+    def _take_grid(self, message: Any) -> None:
+        age = (self._node.get_clock().now().nanoseconds - _nanoseconds(message)) * 1e-6
+        self._take(message, grid=message, age_ms=age if 0.0 <= age < MAX_AGE_MS else None)
+
     def _take_flow(self, message: Any) -> None:
-        # The node publishes a frame's flow after its grid: the grid is shown at once, and again with its flow.
-        if self._grid is not None and self._grid.header.stamp == message.header.stamp:
-            self._show(self._grid, message)
+        self._flow_expected = True
+        self._take(message, flow=message)
+
+    def _take_latency(self, message: Any) -> None:
+        self._take(message, latency=message)
+
+    def _take(self, message: Any, **parts: Any) -> None:
+        stamp = _nanoseconds(message)
+        there = self._parts[stamp] = replace(self._parts.get(stamp, _Parts()), **parts)
+        flow_there = there.flow is not None or not self._flow_expected
+        if there.grid is not None and there.latency is not None and flow_there:
+            self._show(stamp)
+
+    def _show_late(self) -> None:
+        for stamp, there in sorted(self._parts.items()):
+            if time.monotonic() - there.since > PATIENCE:
+                self._show(stamp)
 
     def _take_transforms(self, message: Any, static: bool) -> None:
         for one in message.transforms:
@@ -106,19 +157,17 @@ class Watcher:
         except ValueError as error:
             self._node.get_logger().warning(f"an odometry is left out: {error}", throttle_duration_sec=5.0)
 
-    def _take_grid(self, message: Any) -> None:
-        self._grid = message
-        self._show(message, None)
-
-    def _show(self, grid: Any, flow: Any) -> None:
+    def _show(self, stamp: int) -> None:
+        parts = self._parts.pop(stamp)
+        if parts.grid is None:  # it was shown before the rest of it came, or was lost
+            return
         try:
-            stamp = stamp_ns(grid.header.stamp)
-            occupancy = occupancy_of(grid, self._pose(stamp), flow)
+            occupancy = occupancy_of(parts.grid, self._pose(stamp), parts.flow)
         except ValueError as error:
             self._node.get_logger().warning(f"a grid is left out: {error}", throttle_duration_sec=5.0)
             return
-        age = (self._node.get_clock().now().nanoseconds - stamp) * 1e-6
-        self._on_shot(make_shot(occupancy).with_pictures(self._pictures(stamp)), age)
+        shot = make_shot(occupancy).with_pictures(self._pictures(stamp))
+        self._on_shot(shot if parts.latency is None else with_latency(shot, parts.latency), parts.age_ms)
 
     def _pose(self, stamp: int) -> Matrix | None:
         if self._rig.motion == "odometry":
@@ -131,7 +180,11 @@ class Watcher:
     def _pictures(self, stamp: int) -> dict[str, Picture]:
         decode = decode_compressed if self._rig.transport == "compressed" else decode_raw
         pictures = {}
-        for name, message in list(self._images.items()):
+        for name, messages in self._images.items():
+            # Grids come after newer images: those of the grid's own time are shown.
+            message = min(messages, key=lambda one: abs(_nanoseconds(one) - stamp), default=None)
+            if message is None:
+                continue
             try:
                 image = shrunk(decode(message))
             except ImageError:
@@ -142,3 +195,8 @@ class Watcher:
                 place = None
             pictures[name] = Picture(image, place)
         return pictures
+
+
+def _nanoseconds(message: Any) -> int:
+    """The stamp, sane or not: it only says which image is nearest."""
+    return int(message.header.stamp.sec) * SECOND + int(message.header.stamp.nanosec)

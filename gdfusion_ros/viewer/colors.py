@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gdfusion_ros.labels import UNKNOWN
+from gdfusion_ros.labels import UNKNOWN, LabelSet
 from gdfusion_ros.viewer.shot import Shot
 
 ColorBy = Literal["label", "confidence", "flow", "error"]
@@ -45,6 +45,28 @@ def voxel_colors(shot: Shot, by: ColorBy = "label") -> Colors:
         colors[known & here & ~there] = FALSE_ALARM
         colors[known & ~here & there] = MISSED
     return colors
+
+
+def legend(label_set: LabelSet, by: ColorBy = "label") -> dict[str, tuple[int, int, int]]:
+    """What each colour means: RGB by name."""
+    if by == "label":
+        return {label.name: label.color for label in label_set.labels if label.id != label_set.free}
+    unknown = {"not known": GREY}
+    if by == "error":
+        return ERRORS | unknown
+    if by == "confidence":
+        shares = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+        return {
+            f"{share:.0%}": _rgb(color) for share, color in zip(shares, _ramp(shares), strict=True)
+        } | unknown
+    ways = {"ahead": (1, 0), "to the left": (0, 1), "back": (-1, 0), "to the right": (0, -1), "still": (0, 0)}
+    wheel = _wheel(FULL_SPEED * np.array(list(ways.values()), dtype=np.float32))
+    return {way: _rgb(color) for way, color in zip(ways, wheel, strict=True)} | unknown
+
+
+def _rgb(color: Colors) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in color)
+    return red, green, blue
 
 
 def _ramp(share: npt.NDArray[np.floating]) -> Colors:

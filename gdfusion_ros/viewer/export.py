@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import Image
-from gdfusion_ros.viewer.colors import ERRORS, GREY, voxel_colors
+from gdfusion_ros.viewer.colors import COLOR_BY, ERRORS, GREY, legend, voxel_colors
+from gdfusion_ros.viewer.picture import ego_box
 from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 
 Tell = Callable[[int], None]
@@ -44,6 +45,7 @@ def write_html(shots: Iterable[Shot], path: Path, seconds: float = 0.2, tell: Te
             "low": first.grid.minimum,
             "cell": first.grid.cell_size,
             "frame": first.grid.frame,
+            "vehicle": [corner.tolist() for corner in ego_box(first.grid)],
         },
         "classes": [
             {"id": label.id, "name": label.name, "color": list(label.color)}
@@ -51,6 +53,8 @@ def write_html(shots: Iterable[Shot], path: Path, seconds: float = 0.2, tell: Te
             if label.id != first.label_set.free
         ],
         "colors": {"labels": first.label_set.palette().tolist(), "errors": errors, "unknown": GREY},
+        # The classes stand beside their boxes.
+        "legends": {by: legend(first.label_set, by) for by in COLOR_BY if by != "label"},
         "seconds": seconds,
         "shots": packed,
     }

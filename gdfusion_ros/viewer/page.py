@@ -13,13 +13,23 @@ import viser
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.geometry import quaternion
+from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import LabelSet
-from gdfusion_ros.viewer.colors import COLOR_BY, voxel_colors
-from gdfusion_ros.viewer.picture import EGO, EGO_COLOR
+from gdfusion_ros.viewer.colors import COLOR_BY, ColorBy, Colors, legend, voxel_colors
+from gdfusion_ros.viewer.picture import EGO_COLOR, ego_box
 from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 from gdfusion_ros.viewer.voxels import Choice, box, chosen, split_by_shape, square
 
-NAMES = {"label": "label", "confidence": "confidence", "flow": "flow", "error": "error against ground truth"}
+NAMES: dict[ColorBy, str] = {
+    "label": "label",
+    "confidence": "confidence",
+    "flow": "flow",
+    "error": "error against ground truth",
+}
+FILLED = 0.97
+"""How much of its cell's edge a voxel is drawn with: the gap shows where one ends."""
+IMAGES_WIDTH = 225
+"""Pixels of the panel with the images: narrow, so that most of six of 16:9 fit below each other."""
 
 
 @dataclass
@@ -47,8 +57,10 @@ class Page:
         self._track = Track()
         self._classes: dict[int, Any] = {}
         self._label_set: LabelSet | None = None
+        self._grid: VoxelGrid | None = None
         self._drawn: dict[str, Any] = {}
         self._pictures: dict[str, Any] = {}
+        self._picture_tab: Any = None
         self.updates = 0
         """How many times the scene was drawn."""
         self._build()
@@ -68,16 +80,16 @@ class Page:
         # themselves, and software renderers (a laptop over SSH, CI) take a fraction of the time.
         scene.configure_environment_map(None)
         scene.configure_default_lights(False)
-        scene.add_light_ambient("/lamps/all", intensity=0.9)
+        # About 0.8 pi on an upper face: at pi it would have its colour as it is, and viser washes bright ones out.
+        scene.add_light_ambient("/lamps/all", intensity=1.1)
         scene.add_light_directional(
-            "/lamps/sun", intensity=1.3, position=(-40.0, 50.0, 90.0), cast_shadow=False
+            "/lamps/sun", intensity=1.5, position=(-40.0, 50.0, 90.0), cast_shadow=False
         )
-        self.server.initial_camera.position = (-30.0, 0.0, 26.0)
-        self.server.initial_camera.look_at = (6.0, 0.0, 0.0)
         self.status = gui.add_markdown("Waiting for the first grid.")
         self.timeline = gui.add_folder("Timeline")
         with gui.add_folder("What is shown"):
             self.color_by = gui.add_dropdown("Colour by", tuple(NAMES.values()))
+            self.legend = gui.add_html("")
             self.height: Any = gui.add_slider(
                 "Height cut (m)", min=0.0, max=20.0, step=0.1, initial_value=20.0
             )
@@ -85,17 +97,8 @@ class Page:
             self.track = gui.add_checkbox("Ego track", True)
             self.cameras = gui.add_checkbox("Cameras", True)
         self._class_folder = gui.add_folder("Classes", expand_by_default=False)
-        self._picture_folder = gui.add_folder("Images")
         for control in (self.color_by, self.height, self.arrows, self.track, self.cameras):
             control.on_update(self._redraw_on)
-        low, high = np.array(EGO)
-        scene.add_box(
-            "/ego",
-            color=EGO_COLOR,
-            dimensions=tuple(high - low),
-            position=tuple((low + high) / 2),
-            cast_shadow=False,
-        )
 
     def show(self, shot: Shot, number: int, words: str = "") -> None:
         """Draw a shot. ``number`` orders the ego track; ``words`` end the status."""
@@ -103,11 +106,30 @@ class Page:
             self._shot, self._number = shot, number
             if shot.label_set != self._label_set:
                 self._offer_classes(shot)
+            if shot.grid != self._grid:
+                self._look_at(shot.grid)
             with self.server.atomic():
                 self._draw(shot)
                 self._show_pictures(shot)
-                self.status.content = "  \n".join([*status_lines(shot), words])
+                self.status.content = "  \n".join(filter(None, [*status_lines(shot), words]))
             self.updates += 1
+
+    def _look_at(self, grid: VoxelGrid) -> None:
+        """Put the vehicle and whoever looks from behind it where they belong in a grid's frame."""
+        self._grid = grid
+        self.height.max = self.height.value = grid.shape[2] * grid.cell_size[2]
+        low, high = ego_box(grid)
+        self.server.scene.add_box(
+            "/ego",
+            color=EGO_COLOR,
+            dimensions=tuple(high - low),
+            position=tuple((low + high) / 2),
+            cast_shadow=False,
+        )
+        behind, ahead = (-30.0, 0.0, 26.0), (6.0, 0.0, 0.0)
+        if grid.frame == "lidar":  # y is forward
+            behind, ahead = (0.0, -30.0, 26.0), (0.0, 6.0, 0.0)
+        self.server.initial_camera.position, self.server.initial_camera.look_at = behind, ahead
 
     def choice(self) -> Choice:
         """What the controls say."""
@@ -119,8 +141,6 @@ class Page:
         for control in self._classes.values():
             control.remove()
         self._label_set = shot.label_set
-        self.height.max = shot.grid.shape[2] * shot.grid.cell_size[2]
-        self.height.value = self.height.max
         with self._class_folder:
             self._classes = {
                 label.id: self.server.gui.add_checkbox(label.name, True)
@@ -140,7 +160,8 @@ class Page:
     def _draw(self, shot: Shot) -> None:
         mask = chosen(shot, self.choice())
         by = next(key for key in COLOR_BY if NAMES[key] == self.color_by.value)
-        colors, centers = voxel_colors(shot, by), shot.centers()
+        self._explain(shot.label_set, by)
+        colors, centers = _linear(voxel_colors(shot, by)), shot.centers()
         boxes, ground = split_by_shape(shot, mask)
         for name, mesh, index in (("boxes", box, boxes), ("ground", square, ground)):
             self._replace(
@@ -154,7 +175,7 @@ class Page:
     def _voxels(
         self, name: str, mesh: Callable[..., Any], centers: np.ndarray, colors: np.ndarray, shot: Shot
     ) -> Any:
-        vertices, faces = mesh(shot.grid.cell_size)
+        vertices, faces = mesh(tuple(FILLED * edge for edge in shot.grid.cell_size))
         turn = np.zeros((len(centers), 4), dtype=np.float32)
         turn[:, 0] = 1.0
         return self.server.scene.add_batched_meshes_simple(
@@ -206,12 +227,22 @@ class Page:
         for key in [key for key in self._drawn if key.startswith("cameras/") and key[8:] not in shown]:
             self._drawn.pop(key).remove()
 
+    def _explain(self, label_set: LabelSet, by: ColorBy) -> None:
+        content = _html(legend(label_set, by))
+        if self.legend.content != content:
+            self.legend.content = content
+
     def _show_pictures(self, shot: Shot) -> None:
+        if shot.pictures and self._picture_tab is None:
+            panel = self.server.gui.add_panel()
+            panel.dock_left()
+            panel.set_width(IMAGES_WIDTH)
+            self._picture_tab = panel.add_tab("Images")
         for name, picture in shot.pictures.items():
             if name in self._pictures:
                 self._pictures[name].image = picture.image
             else:
-                with self._picture_folder:
+                with self._picture_tab:
                     self._pictures[name] = self.server.gui.add_image(
                         picture.image, label=name, jpeg_quality=75
                     )
@@ -222,6 +253,24 @@ class Page:
             self._drawn[name] = handle
         elif name in self._drawn:
             self._drawn.pop(name).remove()
+
+
+def _linear(colors: Colors) -> Colors:
+    """Screen colours (sRGB) as the light that viser takes an instance's colour for."""
+    share = colors / 255.0
+    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return (255.0 * light).round().astype(np.uint8)
+
+
+def _html(colors: dict[str, tuple[int, int, int]]) -> str:
+    """Squares of colour with their names, as many in a row as fit."""
+    square = "display:inline-block;width:0.8em;height:0.8em;margin-right:0.4em;border:1px solid #888;background:rgb"
+    entries = [
+        f'<span style="white-space:nowrap"><span style="{square}{color}"></span>{name}</span>'
+        for name, color in colors.items()
+    ]
+    style = "display:flex;flex-wrap:wrap;gap:0.1em 0.9em;font-size:0.8em;padding:0 0.9em"
+    return f'<div style="{style}">{"".join(entries)}</div>'
 
 
 def _free_port(host: str, port: int) -> int:

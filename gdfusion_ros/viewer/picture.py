@@ -16,7 +16,7 @@ from PIL import ImageDraw, ImageFont
 from gdfusion_ros.frame import CameraFrame, Image, Occupancy
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.rays import first_hits
-from gdfusion_ros.viewer.colors import ERRORS, ColorBy, voxel_colors
+from gdfusion_ros.viewer.colors import ERRORS, ColorBy, legend, voxel_colors
 from gdfusion_ros.viewer.shot import Shot, make_shot, true_shot
 
 Array = npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ def shot_sheet(shot: Shot, width: int = 1440, color_by: ColorBy = "label", title
         parts.append(np.hstack(panels))
     if back:
         parts.append(_strip(shot, back, width))
-    parts.append(_legend(shot, width, title))
+    parts.append(_legend(shot, width, color_by, title))
     widest = max(part.shape[1] for part in parts)
     return np.vstack([_padded(part, widest) for part in parts])
 
@@ -179,11 +179,16 @@ def _pixel_rays(grid: VoxelGrid, size: tuple[int, int], viewpoint: Viewpoint) ->
     )
 
 
-def _ego_cells(grid: VoxelGrid) -> npt.NDArray[np.bool_]:
+def ego_box(grid: VoxelGrid) -> tuple[Array, Array]:
+    """Lowest and highest corner (3,) of the vehicle's box in the grid's frame, metres."""
     corners = np.array(EGO) @ _grid_from_ego(grid).T
     if grid.frame == "lidar":
         corners[:, 2] -= 1.84  # the LiDAR's height on nuScenes' cars
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _ego_cells(grid: VoxelGrid) -> npt.NDArray[np.bool_]:
+    low, high = ego_box(grid)
     first = np.floor((low - grid.minimum) / grid.cell_size + 0.5).astype(int).clip(0)
     last = np.floor((high - grid.minimum) / grid.cell_size + 0.5).astype(int).clip(0)
     mask = np.zeros(grid.shape, dtype=bool)
@@ -262,12 +267,12 @@ def _strip(shot: Shot, names: Sequence[str], width: int) -> Image:
     return strip
 
 
-def _legend(shot: Shot, width: int, title: str) -> Image:
-    """Colours of the labels and of the errors where there are some, and what the grid is."""
-    entries = [
-        (label.name, label.color) for label in shot.label_set.labels if label.id != shot.label_set.free
-    ]
-    if shot.truth is not None:
+def _legend(shot: Shot, width: int, color_by: ColorBy, title: str) -> Image:
+    """What the colours mean and what the grid is."""
+    entries = list(legend(shot.label_set, color_by).items())
+    if shot.truth is not None and color_by != "label":
+        entries += legend(shot.label_set).items()  # the ground truth's
+    if shot.truth is not None and color_by != "error":
         entries += [(f"error: {name}", color) for name, color in ERRORS.items()]
     columns = max(1, width // 180)
     rows = -(-len(entries) // columns)

@@ -102,13 +102,10 @@ class LivePlayer:
         self.back.on_update(lambda _: self._look_back())
 
     def add(self, shot: Shot, age_ms: float | None = None) -> None:
-        """Take in a new shot, or the last one again with more in it; ``age_ms`` is the time since its exposure."""
+        """Take in a new shot; ``age_ms`` is the time since its exposure."""
         with self._lock:
-            if self.shots and self.shots[-1].stamp_ns == shot.stamp_ns:
-                self.shots[-1] = shot
-            else:
-                self.shots.append(shot)
-                self.received += 1
+            self.shots.append(shot)
+            self.received += 1
             if self.follow.value:
                 words = f"grid {self.received}" + (
                     "" if age_ms is None else f", {age_ms:.0f} ms after the exposure"

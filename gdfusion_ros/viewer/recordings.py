@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import struct
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 from rosbags.highlevel import AnyReader
@@ -22,17 +23,27 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.geometry import Matrix
 from gdfusion_ros.sinks.recording import message_types
 from gdfusion_ros.sources.bag import open_bag
-from gdfusion_ros.viewer.shot import Picture, Shot, make_shot, shrunk
+from gdfusion_ros.viewer.shot import Picture, Shot, make_shot, shrunk, with_latency
 
 log = logging.getLogger(__name__)
 
 OCCUPANCY, FLOW = "gdfusion_ros/msg/SemanticOccupancy", "gdfusion_ros/msg/VoxelFlow"
 IMAGES = {"sensor_msgs/msg/CompressedImage": decode_compressed, "sensor_msgs/msg/Image": decode_raw}
-INFO = "sensor_msgs/msg/CameraInfo"
+INFO, LATENCY = "sensor_msgs/msg/CameraInfo", "diagnostic_msgs/msg/DiagnosticArray"
 IMAGE_TOLERANCE = int(0.15 * SECOND)
 WORLDS = ("odom", "map")
-BASE = "base_link"
 FOREVER = 1 << 62
+
+
+class Entry(NamedTuple):
+    """Where a message with a header lies."""
+
+    stamp: int
+    """Its header's, in nanoseconds. It says what belongs together: a grid is recorded long after its images."""
+    time: int
+    """When it was recorded."""
+    reader: AnyReader
+    connection: Connection
 
 
 class Recordings(Sequence[Shot]):
@@ -47,19 +58,19 @@ class Recordings(Sequence[Shot]):
         self._stack = ExitStack()
         self._readers = [self._stack.enter_context(open_bag(path)) for path in paths]
         self._types = message_types()
-        self._grids = self._index(lambda kind: kind == OCCUPANCY)
+        self._grids = self._index(lambda c: c.msgtype == OCCUPANCY)
         if not self._grids:
             self.close()
             names = ", ".join(str(path) for path in paths)
             raise UserError(
                 f"{names}: no {OCCUPANCY} in it; record the node's output, or make one with `gdfusion run`"
             )
-        self._flows = {
-            time: (reader, connection) for time, reader, connection in self._index(lambda k: k == FLOW)
-        }
-        self._images: dict[str, list[tuple[int, AnyReader, Connection]]] = {}
-        for entry in self._index(lambda kind: kind in IMAGES):
-            self._images.setdefault(entry[2].topic, []).append(entry)
+        self._flows = {entry.stamp: entry for entry in self._index(lambda c: c.msgtype == FLOW)}
+        latencies = self._index(lambda c: c.msgtype == LATENCY and c.topic.endswith("/latency"))
+        self._latencies = {entry.stamp: entry for entry in latencies}
+        self._images: dict[str, list[Entry]] = {}
+        for entry in self._index(lambda c: c.msgtype in IMAGES):
+            self._images.setdefault(entry.connection.topic, []).append(entry)
         self._transforms = self._read_transforms()
         self._views = self._read_views()
         self._shot = lru_cache(maxsize=8)(self._read)
@@ -87,64 +98,72 @@ class Recordings(Sequence[Shot]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._shot(range(len(self))[index])
 
-    def _index(self, wanted: Any) -> list[tuple[int, AnyReader, Connection]]:
-        """Time, reader and connection of every message of the wanted types, in the order of their times."""
+    def _index(self, wanted: Callable[[Connection], bool]) -> list[Entry]:
+        """Every message on the wanted connections, in the order of their stamps."""
         found = []
         for reader in self._readers:
-            connections = [c for c in reader.connections if wanted(c.msgtype)]
+            connections = [c for c in reader.connections if wanted(c)]
             if connections:
-                found += [(time, reader, connection) for connection, time, _ in reader.messages(connections)]
-        return sorted(found, key=lambda entry: entry[0])
+                for connection, time, data in reader.messages(connections):
+                    stamp = _stamp(data)
+                    if stamp is None:
+                        log.warning("a message on %s is cut short and left out", connection.topic)
+                    else:
+                        found.append(Entry(stamp, time, reader, connection))
+        return sorted(found, key=lambda entry: entry.stamp)
 
-    def _message(self, time: int, reader: AnyReader, connection: Connection) -> Any:
-        _, _, data = next(iter(reader.messages([connection], start=time, stop=time + 1)))
-        if connection.msgtype.startswith("gdfusion_ros/"):
-            return self._types.deserialize_cdr(data, connection.msgtype)
-        return reader.deserialize(data, connection.msgtype)
+    def _message(self, entry: Entry) -> Any:
+        near = entry.reader.messages([entry.connection], start=entry.time, stop=entry.time + 1)
+        data = next(data for _, _, data in near if _stamp(data) == entry.stamp)
+        kind = entry.connection.msgtype
+        if kind.startswith("gdfusion_ros/"):
+            return self._types.deserialize_cdr(data, kind)
+        return entry.reader.deserialize(data, kind)
 
     def _read(self, index: int) -> Shot:
-        time, reader, connection = self._grids[index]
-        flow = self._flows.get(time)
+        entry = self._grids[index]
+        flow = self._flows.get(entry.stamp)
         try:
+            grid = self._message(entry)
+            base = str(grid.header.frame_id)
             occupancy = occupancy_of(
-                self._message(time, reader, connection),
-                self._world_from_ego(time),
-                None if flow is None else self._message(time, *flow),
+                grid, self._world_from(base, entry.stamp), None if flow is None else self._message(flow)
             )
         except ValueError as error:
             raise UserError(f"grid {index} of the recording is broken: {error}") from None
         shot = make_shot(occupancy)
+        latency = self._latencies.get(entry.stamp)
+        if latency is not None:
+            shot = with_latency(shot, self._message(latency))
         pictures = {}
         for topic, entries in self._images.items():
-            nearest = _nearest(entries, time)
+            nearest = _nearest(entries, entry.stamp)
             if nearest is not None:
-                name, picture = self._picture(topic, *nearest)
+                name, picture = self._picture(topic, nearest, base)
                 if picture is not None:
                     pictures[name] = picture
         return shot.with_pictures(pictures)
 
-    def _picture(
-        self, topic: str, time: int, reader: AnyReader, connection: Connection
-    ) -> tuple[str, Picture | None]:
-        message = self._message(time, reader, connection)
+    def _picture(self, topic: str, entry: Entry, base: str) -> tuple[str, Picture | None]:
+        message = self._message(entry)
         name = topic.strip("/").split("/")[0]
         try:
-            image = IMAGES[connection.msgtype](message)
+            image = IMAGES[entry.connection.msgtype](message)
         except ImageError as error:
-            log.warning("%s at %d ns cannot be shown: %s", topic, time, error)
+            log.warning("%s at %d ns cannot be shown: %s", topic, entry.stamp, error)
             return name, None
         frame = message.header.frame_id
         view = self._views.get(frame)
         try:
-            place = self._transforms.lookup(BASE, frame, time)
+            place = self._transforms.lookup(base, frame, entry.stamp)
         except TransformError:
             place = None
         return name, Picture(shrunk(image), place, *([] if view is None else [view]))
 
-    def _world_from_ego(self, time: int) -> Matrix | None:
+    def _world_from(self, base: str, stamp: int) -> Matrix | None:
         for world in WORLDS:
             try:
-                return self._transforms.lookup(world, BASE, time)
+                return self._transforms.lookup(world, base, stamp)
             except TransformError:
                 continue
         return None
@@ -176,11 +195,22 @@ class Recordings(Sequence[Shot]):
                     yield connection.topic, cast(Any, reader.deserialize(data, connection.msgtype))
 
 
-def _nearest(
-    entries: list[tuple[int, AnyReader, Connection]], time: int
-) -> tuple[int, AnyReader, Connection] | None:
-    place = bisect_left(entries, time, key=lambda entry: entry[0])
+def _stamp(data: bytes | memoryview) -> int | None:
+    """The stamp of a serialised message that begins with a header, in nanoseconds; None when it is too short for one.
+
+    Four bytes stand before it: the encapsulation in ROS 2, a counter in ROS 1.
+    """
+    if len(data) < 12:
+        return None
+    seconds, nanoseconds = struct.unpack_from("<iI", data, 4)
+    return int(seconds * SECOND + nanoseconds)
+
+
+def _nearest(entries: list[Entry], stamp: int) -> Entry | None:
+    place = bisect_left(entries, stamp, key=lambda entry: entry.stamp)
     near = [
-        entry for entry in entries[max(0, place - 1) : place + 1] if abs(entry[0] - time) <= IMAGE_TOLERANCE
+        entry
+        for entry in entries[max(0, place - 1) : place + 1]
+        if abs(entry.stamp - stamp) <= IMAGE_TOLERANCE
     ]
-    return min(near, key=lambda entry: abs(entry[0] - time), default=None)
+    return min(near, key=lambda entry: abs(entry.stamp - stamp), default=None)

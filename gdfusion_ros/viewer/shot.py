@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -58,6 +60,9 @@ class Shot:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     """By camera."""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds by stage; ``total`` is the time from the images' arrival at the node to the grid."""
+    restart_reason: str = ""
+    """Why the sequence began with this grid, if it did and anybody said."""
 
     def centers(self) -> npt.NDArray[np.float32]:
         """(N, 3) centres of the voxels in metres, in the grid's frame."""
@@ -102,6 +107,17 @@ def make_shot(
     )
 
 
+def with_latency(shot: Shot, message: Any) -> Shot:
+    """The shot with what the node's ``~/latency`` says of it: milliseconds by stage, and why history began anew."""
+    values = {pair.key: pair.value for status in message.status for pair in status.values}
+    timings = dict(shot.timings_ms)
+    for key, value in values.items():
+        if key.endswith("_ms"):
+            with suppress(ValueError):
+                timings[key.removesuffix("_ms")] = float(value)
+    return replace(shot, timings_ms=timings, restart_reason=values.get("sequence_started", ""))
+
+
 def true_shot(shot: Shot) -> Shot:
     """What should have been predicted, of a shot with ground truth."""
     assert shot.truth is not None
@@ -118,6 +134,8 @@ def true_shot(shot: Shot) -> Shot:
     )
 
 
+TIMES = {"total": "image to grid", "inference": "inference"}
+"""Stages that the status names, and what it calls them."""
 SHOWN_ARROWS = 400
 """More flow arrows than this hide what they stand on; they are thinned evenly."""
 SLOW = 0.5
@@ -140,9 +158,9 @@ def flow_arrows(shot: Shot, index: npt.NDArray[np.intp] | None = None) -> npt.ND
 
 
 def path_in_ego(positions: npt.NDArray[np.float64], world_from_ego: Matrix) -> npt.NDArray[np.float64]:
-    """(N, 3) positions in the world as a path in an ego frame, a little above the ground."""
+    """(N, 3) positions in the world as a path in an ego frame, a metre up: above the ground's cells."""
     ego_from_world = inverse(world_from_ego)
-    return positions @ ego_from_world[:3, :3].T + ego_from_world[:3, 3] + (0.0, 0.0, 0.3)
+    return positions @ ego_from_world[:3, :3].T + ego_from_world[:3, 3] + (0.0, 0.0, 1.0)
 
 
 def status_lines(shot: Shot) -> list[str]:
@@ -152,11 +170,10 @@ def status_lines(shot: Shot) -> list[str]:
         f"{shot.stamp_ns * 1e-9:.3f} s, {int(shot.predicted.sum()):,} voxels",
         f"sequence {shot.sequence}, {shot.history_frames} frames of history, {shot.sequence - 1} restarts",
     ]
-    return (
-        [*lines, f"inference {shot.timings_ms['inference']:.0f} ms"]
-        if "inference" in shot.timings_ms
-        else lines
-    )
+    if shot.restart_reason:
+        lines.append(f"history starts anew: {shot.restart_reason.replace('_', ' ')}")
+    times = [f"{name} {shot.timings_ms[key]:.0f} ms" for key, name in TIMES.items() if key in shot.timings_ms]
+    return [*lines, "latency: " + ", ".join(times)] if times else lines
 
 
 def picture(view: CameraView) -> Picture:

@@ -32,6 +32,9 @@ FLAGS = [
 ]
 PATIENCE = 180.0
 """Seconds for anything to appear: WebGL in software on a busy machine draws a frame in seconds."""
+SIZE: Any = {"width": 1100, "height": 560}
+SCENE: Any = {"x": 240, "y": 170, "width": 420, "height": 380}
+"""Nothing but the drawing, between the images and the controls and below what the page says of its renderer."""
 ROAD, TERRAIN, RED = (0, 207, 191), (112, 180, 60), (220, 50, 50)
 
 pytestmark = pytest.mark.timeout(900)
@@ -76,7 +79,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 def share(tab: Any, color: tuple[int, int, int]) -> float:
     """Share of the drawing's pixels that have a colour, at any brightness and a little washed out."""
-    picture = tab.screenshot(timeout=PATIENCE * 1000, clip={"x": 0, "y": 130, "width": 420, "height": 350})
+    picture = tab.screenshot(timeout=PATIENCE * 1000, clip=SCENE)
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).reshape(-1, 3).astype(float)
     direction = np.array(color, float) / np.linalg.norm(color)
     length = np.linalg.norm(pixels, axis=1)
@@ -87,7 +90,7 @@ def share(tab: Any, color: tuple[int, int, int]) -> float:
 
 def opened(chromium: Any, url: str, allowed: str) -> tuple[Any, list[str]]:
     """A tab on the page, and the addresses it asked for that do not begin with ``allowed``."""
-    tab = chromium.new_page(viewport={"width": 760, "height": 500})
+    tab = chromium.new_page(viewport=SIZE)
     foreign: list[str] = []
 
     def note(request: Any) -> None:

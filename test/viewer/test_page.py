@@ -42,12 +42,29 @@ def test_a_street_becomes_boxes_squares_arrows_and_a_track(page: Page, shots: li
         < shots[4].predicted.sum()
     )
     # The vehicle moved two metres a frame: the path lies behind it.
-    np.testing.assert_allclose(drawn["track"].points[0, 0], (-8.0, 0.0, 0.3), atol=1e-6)
+    np.testing.assert_allclose(drawn["track"].points[0, 0], (-8.0, 0.0, 1.0), atol=1e-6)
     assert len(page._pictures) == 2
     assert "0 restarts" in page.status.content
     page.arrows.value = page.track.value = page.cameras.value = False
     page._redraw_on(None)
     assert set(page._drawn) == {"boxes", "ground"}
+
+
+def test_a_grid_in_the_lidar_frame_is_looked_at_along_its_forward_axis(page: Page, shots: list[Shot]) -> None:
+    page.show(shots[0], 0)
+    assert page.server.initial_camera.position[0] < -20
+    page.show(replace(shots[0], grid=replace(shots[0].grid, frame="lidar")), 1)
+    assert page.server.initial_camera.position[1] < -20
+    assert abs(page.server.initial_camera.position[0]) < 1e-9
+
+
+def test_the_legend_follows_what_is_coloured_by(page: Page, shots: list[Shot]) -> None:
+    page.show(shots[0], 0)
+    assert "driveable_surface" in page.legend.content
+    page.color_by.value = "error against ground truth"
+    page._redraw_on(None)
+    assert "nothing there" in page.legend.content
+    assert "driveable_surface" not in page.legend.content
 
 
 def test_the_height_cut_and_the_classes_leave_what_they_say(page: Page, shots: list[Shot]) -> None:
@@ -83,11 +100,12 @@ def test_a_live_player_keeps_a_bounded_past(page: Page, shots: list[Shot]) -> No
     small = replace(shots[0], pictures={})
     for number in range(KEPT + 5):
         player.add(replace(small, stamp_ns=number, history_frames=number))
-    player.add(replace(small, stamp_ns=KEPT + 4, sequence=3))
+    player.add(replace(small, stamp_ns=KEPT + 5, sequence=3, restart_reason="pose_jump"), age_ms=140.0)
     assert len(player.shots) == KEPT
-    assert player.received == KEPT + 5
-    assert "sequence 3" in page.status.content
-    player.back.value = 2
+    assert player.received == KEPT + 6
+    for words in ("sequence 3", "2 restarts", "pose jump", "140 ms after the exposure", "inference 12 ms"):
+        assert words in page.status.content
+    player.back.value = 3
     player._look_back()
     assert f"{KEPT + 2} frames of history" in page.status.content
     assert not player.follow.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, Occupancy
 from gdfusion_ros.sinks.bag import record_frames
 from gdfusion_ros.sinks.output import OccupancyRecorder
-from gdfusion_ros.sinks.recording import Recording
+from gdfusion_ros.sinks.recording import Recording, message_types
 from gdfusion_ros.viewer.recordings import Recordings
 from gdfusion_ros.viewer.shot import Shot, make_shot
 
@@ -55,6 +56,49 @@ def test_what_was_recorded_is_what_is_shown(recorded: tuple[Path, Path], moments
                 np.testing.assert_allclose(
                     picture.ego_from_camera, expected.pictures[name].ego_from_camera, atol=1e-9
                 )
+
+
+def test_what_belongs_together_is_found_by_its_stamps_however_late_it_was_recorded(
+    recorded: tuple[Path, Path], tmp_path: Path, moments: list[Moment]
+) -> None:
+    types = message_types().types
+
+    class Late:
+        """As `ros2 bag record` writes: each message when it comes, long after the frame it belongs to."""
+
+        def __init__(self, recording: Recording) -> None:
+            self.recording, self.delay = recording, 700_000_000
+
+        def write(self, topic: str, kind: str, message: Any, stamp: int) -> None:
+            self.delay += 1_000_000
+            self.recording.write(topic, kind, message, stamp + self.delay)
+
+    with Recording(tmp_path / "late") as recording:
+        late = Late(recording)
+        recorder = OccupancyRecorder(late)  # type: ignore[arg-type]
+        for number, (_, occupancy, _) in enumerate(moments):
+            recorder.write(occupancy)
+            values = {"total_ms": f"{100 + number}.5", "sequence": "1", "odd_ms": "unknown"}
+            if number == 3:
+                values["sequence_started"] = "pose_jump"
+            pairs = [types["diagnostic_msgs/msg/KeyValue"](key, value) for key, value in values.items()]
+            status = types["diagnostic_msgs/msg/DiagnosticStatus"](0, "latency", "", "", pairs)
+            stamp = types["builtin_interfaces/msg/Time"](*divmod(occupancy.stamp_ns, 1_000_000_000))
+            header = types["std_msgs/msg/Header"](stamp, "")
+            array = types["diagnostic_msgs/msg/DiagnosticArray"](header, [status])
+            late.write("/gdfusion/latency", "diagnostic_msgs/msg/DiagnosticArray", array, occupancy.stamp_ns)
+    with Recordings([tmp_path / "late", recorded[1]]) as shots:
+        assert len(shots) == 5
+        for number, (shot, (frame, occupancy, _)) in enumerate(zip(shots, moments, strict=True)):
+            expected = make_shot(occupancy, frame)
+            assert shot.stamp_ns == expected.stamp_ns
+            assert shot.vectors is not None
+            np.testing.assert_array_equal(shot.vectors_valid, expected.vectors_valid)
+            np.testing.assert_array_equal(
+                shot.pictures["CAM_FRONT"].image, expected.pictures["CAM_FRONT"].image
+            )
+            assert shot.timings_ms == {"total": 100.5 + number}
+            assert shot.restart_reason == ("pose_jump" if number == 3 else "")
 
 
 def test_an_output_alone_shows_grids_without_images(recorded: tuple[Path, Path]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from gdfusion_ros.labels import OCC3D
-from gdfusion_ros.viewer.colors import FALSE_ALARM, GREY, MISSED, RIGHT, voxel_colors
-from gdfusion_ros.viewer.shot import Shot, true_shot
+from gdfusion_ros.viewer.colors import FALSE_ALARM, GREY, MISSED, RIGHT, WRONG_CLASS, legend, voxel_colors
+from gdfusion_ros.viewer.shot import Shot, status_lines, true_shot
 from gdfusion_ros.viewer.voxels import Choice, box, chosen, split_by_shape, square
 
 ALL = frozenset(range(17))
@@ -41,6 +43,33 @@ def test_each_way_of_colouring(shots: list[Shot], shot_without_truth: Shot) -> N
     assert len({tuple(color) for color in voxel_colors(shot, "confidence")}) <= 2
     for unknown in ("confidence", "flow", "error"):
         assert (voxel_colors(shot_without_truth, unknown) == GREY).all()  # type: ignore[arg-type]
+
+
+def test_the_legend_has_every_colour_that_a_voxel_can_have_at_a_corner_of_its_scale() -> None:
+    assert legend(OCC3D)["car"] == OCC3D[CAR].color
+    assert len(legend(OCC3D)) == 17
+    assert legend(OCC3D, "error") == {
+        "right": RIGHT,
+        "other class": WRONG_CLASS,
+        "nothing there": FALSE_ALARM,
+        "missed": MISSED,
+        "not known": GREY,
+    }
+    ahead, left = legend(OCC3D, "flow")["ahead"], legend(OCC3D, "flow")["to the left"]
+    assert ahead[0] > 200 > 60 > max(ahead[1:])
+    assert left[1] > 200
+    sure, unsure = legend(OCC3D, "confidence")["100%"], legend(OCC3D, "confidence")["0%"]
+    assert sure[1] > 200 > 10 > sure[0]
+    assert unsure[0] > 200 > 10 > unsure[1]
+
+
+def test_the_status_says_latency_and_why_history_began_anew(shots: list[Shot]) -> None:
+    shot = replace(shots[0], sequence=3, timings_ms={"inference": 80.4, "total": 95.5, "load": 3.0})
+    text = "\n".join(status_lines(replace(shot, restart_reason="camera_was_missing")))
+    assert "sequence 3, 0 frames of history, 2 restarts" in text
+    assert "history starts anew: camera was missing" in text
+    assert "latency: image to grid 96 ms, inference 80 ms" in text
+    assert "latency" not in "\n".join(status_lines(replace(shot, timings_ms={})))
 
 
 def test_classes_and_heights_are_chosen(shots: list[Shot]) -> None:
