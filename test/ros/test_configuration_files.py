@@ -41,6 +41,45 @@ def test_every_parameter_is_described_and_used():
         assert used.count(f'"{entry.name}"') >= 2, f"{entry.name} is declared, but nobody reads it"
 
 
+def test_the_interfaces_page_has_every_parameter_with_its_default_and_bounds():
+    text = (ROOT / "docs" / "interface.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \| .*", text[text.index("## Parameters") :], re.M))
+    assert {name: yaml.safe_load(default) for name, default in rows.items()} == {
+        entry.name: entry.default for entry in PARAMETERS
+    }
+    for entry in PARAMETERS:
+        (row,) = re.findall(rf"^\| `{entry.name}` \|.*$", text, re.M)
+        assert entry.description in row
+        assert row.endswith("(start) |") == entry.read_only
+        if entry.bounds:
+            assert f"{entry.bounds[0]:g} to {entry.bounds[1]:g}." in row
+        assert all(f"`{choice}`" in row for choice in entry.choices if choice)
+
+
+def test_the_interfaces_page_names_every_output_service_and_reason():
+    text = (ROOT / "docs" / "interface.md").read_text()
+    named = set(re.findall(r"`(?:~/)?(\w+)`", text))
+    assert OUTPUTS | {"reset", "save_state", "load_state"} <= named
+    sources = [*(ROOT / "gdfusion_ros" / "assembly").glob("*.py"), ROOT / "gdfusion_ros" / "stream.py"]
+    sources += [ROOT / "gdfusion_ros" / "ros" / name for name in ("inference.py", "state_services.py")]
+    calls = r'(?:_drop_frame|drop|drop_after|clear|PlacementError|_fail|forget|reset)\([^()]*?"(\w+)"'
+    reasons: set[str] = set()
+    for path in sources:
+        found = path.read_text()
+        reasons |= set(re.findall(calls, found)) | set(re.findall(r'dropped\["(\w+)"\]', found))
+        reasons |= set(re.findall(r'^        (?:if .*\n        )?    return "(\w+)"$', found, re.M))
+    assert {
+        "late",
+        "superseded",
+        "no_transform",
+        "gap",
+        "out_of_memory",
+        "internal",
+        "first_frame",
+    } <= reasons
+    assert reasons - {"reset", "scene_changed"} <= named, "a reason that nobody can look up"
+
+
 def test_the_outputs_are_those_that_the_publishers_make():
     published = set(re.findall(r'publisher\(.*?"(\w+)"', code("publishers.py")))
     assert published == OUTPUTS
