@@ -36,7 +36,8 @@ class Calibration:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Calibration):
             return NotImplemented
-        return (self.width, self.height, self.frame) == (other.width, other.height, other.frame) and bool(
+        mine = (self.width, self.height, self.frame, self.distorted)
+        return mine == (other.width, other.height, other.frame, other.distorted) and bool(
             np.array_equal(self.intrinsics, other.intrinsics)
         )
 

@@ -26,7 +26,7 @@ from driving import (
     tf,
 )
 
-from gdfusion_ros.assembly.assembler import AssemblySettings, FrameAssembler
+from gdfusion_ros.assembly.assembler import MAX_PLACING, AssemblySettings, FrameAssembler
 from gdfusion_ros.frame import CameraFrame
 
 IMAGE = jpeg(picture(0))
@@ -282,6 +282,28 @@ def test_a_frame_whose_transforms_do_not_come_is_dropped_and_never_taken_to_be_a
     cameras.assert_counts_add_up()
 
 
+def test_with_a_clock_that_stands_still_frames_do_not_pile_up():
+    cameras = Rig(settings=AssemblySettings(tf_timeout=10.0))
+    for i in range(40):
+        for name, offset in zip(NUSCENES, OFFSETS_MS, strict=True):
+            stamp = START + i * SECOND // 2 + offset * MS
+            cameras.assembler.handle_image(name, compressed(stamp, IMAGE, name), now_ns=1)
+        cameras.poll(now_ns=1)
+    assert cameras.assembler.frames.dropped["no_transform"] == 40 - MAX_PLACING
+    cameras.assert_counts_add_up()
+
+
+def test_a_clock_that_begins_late_ends_the_wait_of_frames_from_before_it():
+    cameras = Rig(settings=AssemblySettings(tf_timeout=0.4))
+    for name, offset in zip(NUSCENES, OFFSETS_MS, strict=True):
+        cameras.assembler.handle_image(name, compressed(START + offset * MS, IMAGE, name), now_ns=None)
+    cameras.poll(now_ns=None)
+    cameras.poll(now_ns=100 * SECOND)
+    assert cameras.assembler.frames.dropped == {}
+    cameras.poll(now_ns=101 * SECOND)
+    assert cameras.assembler.frames.dropped == {"no_transform": 1}
+
+
 def test_a_broken_transform_is_refused_and_counted():
     cameras = Rig()
     message = stamped_transform(START, "odom", "base_link", np.eye(4))
@@ -310,6 +332,31 @@ def test_a_calibration_that_changes_holds_from_its_stamp_on():
     cameras.shoot(1.0)
     found = [frame.view("CAM_BACK").intrinsics[0, 0] for frame in cameras.frames]
     assert found == pytest.approx([128.0, 128.0, 140.8])
+
+
+def test_a_calibration_for_another_shape_is_named_and_waits_for_images_of_that_shape():
+    cameras = Rig()
+    cameras.shoot(0.0)
+    cameras.assembler.handle_camera_info(
+        "CAM_BACK", camera_info(START + SECOND // 4, "CAM_BACK", size=(120, 160))
+    )
+    assert cameras.problems == [("CAM_BACK", "other_shape")]
+    assert cameras.assembler.rejected == {"CAM_BACK camera_info": 1}
+    cameras.shoot(0.5)
+    cameras.shoot(1.0, without=("CAM_BACK",))
+    cameras.image("CAM_BACK", START + SECOND + 25 * MS, jpeg(picture(1, (120, 160))))
+    assert cameras.stamps == [0.0, 0.5, 1.0]
+    heights = [frame.view("CAM_BACK").intrinsics[1, 2] for frame in cameras.frames]
+    assert heights == [48.0, 48.0, 60.0]
+
+
+def test_a_lens_distortion_is_named_once():
+    cameras = Rig()
+    for _ in range(3):
+        info = camera_info(START, "CAM_BACK", p=np.zeros((3, 4)))
+        info.d = np.array([0.1, 0.0, 0.0, 0.0, 0.0])
+        cameras.assembler.handle_camera_info("CAM_BACK", info)
+    assert cameras.problems == [("CAM_BACK", "distorted")]
 
 
 def test_intrinsics_follow_an_image_of_another_size():

@@ -57,3 +57,21 @@ def test_an_image_of_another_shape_is_refused():
     calibration = read_camera_info(camera_info(START, "CAM_FRONT"))
     with pytest.raises(CalibrationError, match="cropped"):
         calibration.for_image(SIZE[1], SIZE[0] // 2)
+
+
+def test_the_region_of_interest_is_what_images_show():
+    info = camera_info(START, "CAM_FRONT")
+    info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = 40, 8, 80, 48
+    calibration = read_camera_info(info)
+    assert (calibration.width, calibration.height) == (80, 48)
+    assert np.allclose(calibration.intrinsics[:2, 2], intrinsics()[:2, 2] - [40, 8])
+    assert np.allclose(calibration.intrinsics[0, 0], intrinsics()[0, 0])
+    # Binned by two: images of half the region's size.
+    assert np.allclose(calibration.for_image(40, 24), np.diag([0.5, 0.5, 1.0]) @ calibration.intrinsics)
+
+
+def test_a_region_outside_the_image_is_refused():
+    info = camera_info(START, "CAM_FRONT")
+    info.roi.x_offset, info.roi.width, info.roi.height = 100, 80, 48
+    with pytest.raises(CalibrationError, match="region of interest"):
+        read_camera_info(info)
