@@ -188,4 +188,4 @@ def resident_bytes() -> int:
 
 
 def _named(prefix: str, counts: Counter[str]) -> dict[str, int]:
-    return {f"{prefix}_{reason.replace(" ", "_")}": n for reason, n in sorted(counts.items())}
+    return {f"{prefix}_{reason}".replace(" ", "_"): number for reason, number in sorted(counts.items())}
