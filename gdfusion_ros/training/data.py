@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.grid import VoxelGrid
-from gdfusion_ros.sources.world import GRID, NUSCENES, TRAINING_SEEDS, GroundTruth, WorldSource
+from gdfusion_ros.sources.world import GRID, NUSCENES, TRAINING_SEEDS, GroundTruth, Rig, WorldSource
 
 VERSION = 1
 """Of the made-up world's looks and of what is stored: sequences kept under another one are drawn anew."""
@@ -60,7 +60,7 @@ class Sequence:
 class WorldSequences:
     """Training sequences by number: ``count`` drawn ones, then the same in the mirror.
 
-    One in four has drifting poses, three in five another rig than nuScenes' own.
+    One in four has drifting poses, in three of five the cameras sit a little elsewhere on the vehicle.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class WorldSequences:
         cache: Path | None = None,
         grid: VoxelGrid = GRID,
         first_seed: int = TRAINING_SEEDS,
+        rig: Rig = NUSCENES,
     ) -> None:
         self.count = count
         self.frames = frames
@@ -78,6 +79,7 @@ class WorldSequences:
         self.grid = grid
         self.cache = cache
         self.first_seed = first_seed
+        self.rig = rig
 
     def __len__(self) -> int:
         # A grid that reaches further to one side has no mirror image.
@@ -107,11 +109,14 @@ class WorldSequences:
     def _form(self) -> str:
         """What a stored sequence depends on besides its seed, short enough for a file's name."""
         form = f"{VERSION} {self.frames} {self.image_size} {self.grid}"
+        cameras = [camera.name for camera in self.rig.cameras]
+        if cameras != [camera.name for camera in NUSCENES.cameras]:
+            form += f" {cameras}"
         return hashlib.sha256(form.encode()).hexdigest()[:12]
 
     def _draw(self, seed: int) -> Sequence:
         rng = np.random.default_rng([seed, 100])
-        rig = NUSCENES.jittered(rng) if rng.random() < 0.6 else NUSCENES
+        rig = self.rig.jittered(rng) if rng.random() < 0.6 else self.rig
         noise = float(rng.uniform(0.02, 0.08)) if rng.random() < 0.25 else 0.0
         source = WorldSource(seed, self.frames, rig, self.image_size, self.grid, pose_noise=noise)
         return _stack([*source.pairs()])

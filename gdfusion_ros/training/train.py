@@ -14,11 +14,13 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gdfusion_ros.errors import UserError
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.model import build_network
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.weights import fill_weights, write_weights
+from gdfusion_ros.sources.world import NUSCENES
 from gdfusion_ros.training.batch import Targets, collate
 from gdfusion_ros.training.beginning import begin_history, begin_with_shares, semantics_layer, without_history
 from gdfusion_ros.training.checkpoint import Checkpoint
@@ -107,7 +109,13 @@ class Trainer:
             return Loader(nuscenes, 0, CHUNK + 1 if shuffled else streams)
         size = (self.config.image.height, self.config.image.width)
         grid = ego_grid(self.config.grid.output)
-        return Loader(WorldSequences(self.recipe.sequences, self.recipe.frames, size, cache, grid), workers)
+        try:
+            # A network may know its cameras by their place in the list.
+            rig = NUSCENES.with_cameras(self.config.cameras)
+        except ValueError as error:
+            raise UserError(f"{self.config.name} cannot be trained on the made-up world: {error}") from error
+        r = self.recipe
+        return Loader(WorldSequences(r.sequences, r.frames, size, cache, grid, rig=rig), workers)
 
     def stop(self) -> None:
         """Let the training end after the step it is in. Signal handlers may call this."""

@@ -11,7 +11,7 @@ import torch
 from gdfusion_ros.labels import OCC3D
 from gdfusion_ros.model.config import DepthBins, ImageConfig, load_config
 from gdfusion_ros.model.model import load_model
-from gdfusion_ros.sources.world import TRAINING_SEEDS, WorldSource
+from gdfusion_ros.sources.world import NUSCENES, TRAINING_SEEDS, WorldSource
 from gdfusion_ros.training.batch import collate, depth_target, semantics_target
 from gdfusion_ros.training.data import WorldSequences, _stack
 from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, semantics_loss
@@ -47,6 +47,20 @@ def test_a_stored_sequence_reads_back_as_it_was(tmp_path):
     first, again = drawn[0], drawn[0]
     for name, array in vars(first).items():
         assert np.array_equal(array, getattr(again, name)), name
+
+
+def test_a_sequence_has_the_networks_cameras_in_the_networks_order(tmp_path):
+    names = ("CAM_BACK", "CAM_FRONT")
+    sequences = WorldSequences(1, 1, (32, 64), tmp_path, rig=NUSCENES.with_cameras(names))
+    drawn = sequences[0]
+    assert drawn.images.shape == (1, 2, 32, 64, 3)
+    # Where the optical axis points along the ego's x.
+    assert drawn.ego_from_camera[0, 0, 2] < -0.9
+    assert drawn.ego_from_camera[1, 0, 2] > 0.9
+    whole = WorldSequences(1, 1, (32, 64), tmp_path)[0]
+    assert whole.images.shape[1] == 6, "what is stored for one rig is not taken for another"
+    with pytest.raises(ValueError, match="CAM_ROOF"):
+        NUSCENES.with_cameras(("CAM_ROOF",))
 
 
 def test_the_second_half_of_the_sequences_is_the_first_in_the_mirror():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,15 @@ class Rig:
     def __post_init__(self) -> None:
         if self.anchor not in [camera.name for camera in self.cameras]:
             raise ValueError(f"rig {self.name} has no camera {self.anchor} to be its anchor")
+
+    def with_cameras(self, names: Sequence[str]) -> Rig:
+        """The rig with just the cameras of these names, in this order. Raises ValueError for one that it has not."""
+        cameras = {camera.name: camera for camera in self.cameras}
+        for name in names:
+            if name not in cameras:
+                raise ValueError(f"the rig {self.name} has no camera {name}; it has {', '.join(cameras)}")
+        anchor = self.anchor if self.anchor in names else names[0]
+        return Rig(self.name, tuple(cameras[name] for name in names), anchor)
 
     def jittered(self, rng: np.random.Generator) -> Rig:
         """The same rig as another car would carry it: mounted a few centimetres and degrees elsewhere.
