@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.errors import UserError
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.blocks.cameras import CameraRig
 from gdfusion_ros.model.blocks.encoders import EncoderConfig
@@ -158,8 +159,10 @@ class CompactHead(nn.Module):
 
 
 def compact_grid(grid: VoxelGrid) -> VoxelGrid:
-    """The grid that the transformers work on."""
+    """The grid that the transformers work on. Raises UserError where the full one does not come out even."""
     (x, y, z), (dx, dy, dz) = grid.shape, grid.cell_size
+    if x % SHRINKING or y % SHRINKING:
+        raise UserError(f"COTR needs multiples of {SHRINKING} cells along x and y, not {x} x {y}")
     shape = (x // SHRINKING, y // SHRINKING, z)
     return VoxelGrid(grid.minimum, (SHRINKING * dx, SHRINKING * dy, dz), shape, grid.frame)
 

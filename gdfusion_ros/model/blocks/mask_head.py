@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.errors import UserError
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.blocks.layers import upsample
 from gdfusion_ros.model.fusion.warp import flat_positions, sample_history
@@ -65,6 +66,10 @@ class FlowBranch(nn.Module):
 
     def __init__(self, channels: int, grid: VoxelGrid) -> None:
         super().__init__()
+        if grid.shape[2] <= LAYERS.start:
+            raise UserError(
+                f"the flow head compares layers {LAYERS.start + 1} to {LAYERS.stop} of a grid; this has {grid.shape[2]}"
+            )
         self.grid = grid
         window = (2 * REACH + 1) ** 2
         self.cost_net = nn.Sequential(

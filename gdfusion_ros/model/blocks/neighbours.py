@@ -24,7 +24,7 @@ def neighbour_points(
     candidates = likeliest + torch.arange(-1, 2, device=geometry.device).view(1, 1, 3, 1, 1)
     # Oddity (spec 12.1): the bins are clamped to the number of cameras instead of that of the bins, so these points lie
     # within the first few bins. And of those outside, only bin -1 is thrown away.
-    bins = candidates.clamp(0, cameras - 1)
+    bins = candidates.clamp(0, min(cameras, len(depths)) - 1)
     shares = geometry.gather(2, bins) * (candidates != -1)
     weights = neighbourhood.weights.unflatten(0, (batch, cameras)).flatten(2, 3)  # (B, N, 9, 3, h, w)
     offsets = neighbourhood.offsets.unflatten(0, (batch, cameras)).flatten(2, 3)  # (B, N, 9, 2, h, w)

@@ -53,7 +53,7 @@ class BEVDetOcc(nn.Module):
             a.depth_net, 256, config.depth_bins.count, a.voxel_channels, config.temporal
         )
         self.geometry_fusion = (
-            GeometryFusion(depth_values(config.depth_bins), self.image_size)
+            GeometryFusion(depth_values(config.depth_bins), self.image_size, config.temporal.gains)
             if config.temporal.uses_geometry
             else None
         )

@@ -77,6 +77,7 @@ class SurroundOcc(nn.Module):
             raise UserError(
                 f"{config.name}: temporal.geometry must be false: SurroundOcc has no depth distribution to fuse"
             )
+        # Oddity (surroundocc-spec.md 9.1): points are projected into the padded image, and its padding is looked at.
         self.image_size = config.image.network_size
         self.grid = config.grid.features
         self.backbone = ResNet((3, 4, 23, 3), stride_first=True, deformable_from=3)
