@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from driving import drive
-from nodes import ros_environment
+from nodes import ros_environment, running_node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage
+from tf2_msgs.msg import TFMessage
+from vehicle import rig_files
 
 from gdfusion_ros.cli.main import main
-from gdfusion_ros.sinks.bag import record_frames
+from gdfusion_ros.sinks.bag import image_topic, record_frames
 
 pytestmark = pytest.mark.ros
 
@@ -72,3 +76,19 @@ def test_a_recording_that_plays_is_heard_and_frames_can_be_made_of_it(tmp_path: 
     texts = [finding["text"] for finding in findings if finding["level"] == "ok"]
     assert sum("image_rect_compressed" in text and "Hz" in text for text in texts) == 6
     assert any("frames of" in text for text in texts)
+
+
+def test_publishers_that_the_node_cannot_hear_and_a_clock_that_is_not_there_are_errors(tmp_path: Path):
+    parameters = {**rig_files(tmp_path), "image_reliability": "reliable", "use_sim_time": True}
+    with running_node(tmp_path, **parameters) as (_, peer, environment):
+        best_effort = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+        peer.node.create_publisher(CompressedImage, image_topic("CAM_BACK"), best_effort)
+        peer.node.create_publisher(TFMessage, "/tf_static", QoSProfile(depth=1))
+        code, findings = doctor(environment, "--live", "--seconds", "8", "--topics", parameters["topics"])
+    assert code == 1
+    errors = {finding["text"] for finding in findings if finding["level"] == "error"}
+    for topic in (image_topic("CAM_BACK"), "/tf_static"):
+        assert any(f"QoS mismatch on {topic}: peer is not heard by gdfusion" in text for text in errors), (
+            errors
+        )
+    assert "/gdfusion has use_sim_time, but nobody publishes /clock" in errors

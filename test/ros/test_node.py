@@ -148,8 +148,18 @@ def test_what_cannot_be_loaded_keeps_the_node_from_activating_and_is_named(tmp_p
             assert node.stop() == 0
 
 
-def test_a_parameter_out_of_bounds_stops_the_start_with_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"missing_camera": "guess"}, "missing_camera is 'guess'"),
+        ({"save_state_on_exit": True}, "save_state_on_exit needs a file: set state_file"),
+        ({"max_gap": 2}, "max_gap"),
+    ],
+)
+def test_a_parameter_that_is_wrong_stops_the_start_with_one_line(tmp_path, parameters, words):
     with ros_environment() as environment:
-        node = NodeProcess(environment, tmp_path, missing_camera="guess")
+        node = NodeProcess(environment, tmp_path, **parameters)
         assert node.process.wait(60) == 1
-        assert "missing_camera is 'guess'" in node.text()
+        (line,) = node.text().splitlines()
+        assert line.startswith("occupancy_node: error: ")
+        assert words in line

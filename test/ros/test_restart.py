@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import yaml
 from driving import TWO_CAMERAS, drive
-from nodes import NodeProcess, Peer, ros_environment, wait_for
+from nodes import NodeProcess, Peer, ros_environment, running_node, wait_for
 from safetensors.numpy import load_file, save_file
 from vehicle import rig_files
 
@@ -43,7 +45,7 @@ def test_a_node_goes_on_from_its_saved_state(tmp_path, how):
         "image_reliability": "reliable",
         "state_file": str(tmp_path / "state.safetensors"),
         "save_state_on_exit": how == "exit",
-        "load_state_on_start": True,
+        "load_state_on_start": how == "exit",
     }
     with ros_environment() as environment:
         for number, bag in enumerate(("first", "second")):
@@ -51,6 +53,9 @@ def test_a_node_goes_on_from_its_saved_state(tmp_path, how):
             peer = Peer(environment)
             try:
                 node.says("active: ")
+                if number == 1 and how == "service":
+                    answer = peer.trigger("load_state")
+                    assert answer.success, answer.message
                 play(peer, tmp_path / bag)
                 expected = 2 - number
                 if number == 0:
@@ -76,36 +81,72 @@ def test_a_node_goes_on_from_its_saved_state(tmp_path, how):
                 node.stop()
 
 
-def broken_weights(folder: Path, fault: str) -> tuple[Path, str]:
-    """A weights file with a fault, and the words that name it."""
-    path = folder / "weights.safetensors"
-    model = load_model(rig_files(folder)["model"], "random:0")
-    write_weights(model.network, path, {})
+def test_a_state_file_that_is_no_good_costs_the_history_and_not_the_node(tmp_path):
+    folder = tmp_path / "states"
+    folder.mkdir()
+    (folder / "state.safetensors").write_bytes(b"no state at all")
+    parameters = {
+        **rig_files(tmp_path),
+        "image_reliability": "reliable",
+        "state_file": str(folder / "state.safetensors"),
+        "save_state_on_exit": True,
+        "load_state_on_start": True,
+    }
+    record_frames(drive([0.0], cameras=TWO_CAMERAS), tmp_path / "bag")
+    with running_node(tmp_path, **parameters) as (node, peer, _):
+        node.says("starting without history: cannot read the temporal state")
+        assert not peer.trigger("load_state").success
+        answer = peer.trigger("save_state")
+        assert not answer.success
+        assert "before the first frame" in answer.message
+        play(peer, tmp_path / "bag")
+        wait_for(lambda: peer.grids, "a grid")
+        shutil.rmtree(folder)
+        answer = peer.trigger("save_state")
+        assert not answer.success
+        assert "cannot write" in answer.message
+    assert "the temporal state is lost: cannot write" in node.text()
+
+
+def broken_weights(folder: Path, fault: str) -> tuple[dict[str, str], str]:
+    """A node's parameters with a weights file that has a fault, and the words that name it."""
+    parameters = rig_files(folder)
+    path = folder / "gdfusion_ros" / "weights.safetensors"
+    path.parent.mkdir()
+    write_weights(load_model(parameters["model"], "random:0").network, path, {})
     tensors = load_file(path)
     name = next(name for name, tensor in tensors.items() if name.endswith("weight") and tensor.ndim > 1)
+    if fault == "sha256":
+        model = yaml.safe_load(Path(parameters["model"]).read_text())
+        model["weights"] = {"file": path.name, "sha256": "0" * 64}
+        Path(parameters["model"]).write_text(yaml.safe_dump(model))
+        return {**parameters, "weights": "default"}, f"two expects {'0' * 64}"
+    words = name
     if fault == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
-        return path, "weights.safetensors"
-    if fault == "missing key":
-        del tensors[name]
-    elif fault == "unknown key":
-        tensors["no.such.key"] = tensors[name]
-        name = "no.such.key"
+        words = "weights.safetensors"
     else:
-        tensors[name] = tensors[name].reshape(-1)
-    save_file(tensors, path)
-    return path, name
+        if fault == "missing key":
+            del tensors[name]
+        elif fault == "unknown key":
+            tensors["no.such.key"] = tensors[name]
+            words = "no.such.key"
+        else:
+            tensors[name] = tensors[name].reshape(-1)
+        save_file(tensors, path)
+    return {**parameters, "weights": str(path)}, words
 
 
-@pytest.mark.parametrize("fault", ["truncated", "missing key", "unknown key", "shape"])
+@pytest.mark.parametrize("fault", ["truncated", "sha256", "missing key", "unknown key", "shape"])
 def test_broken_weights_keep_the_node_from_activating_and_the_key_is_named(tmp_path, fault):
-    path, words = broken_weights(tmp_path, fault)
+    parameters, words = broken_weights(tmp_path, fault)
     with ros_environment() as environment:
-        node = NodeProcess(environment, tmp_path, **{**rig_files(tmp_path), "weights": str(path)})
+        node = NodeProcess(environment | {"XDG_CACHE_HOME": str(tmp_path)}, tmp_path, **parameters)
         peer = Peer(environment)
         try:
             assert peer.state() == "unconfigured"
             assert words in node.text(), node.text()
+            assert "weights.safetensors" in node.text()
             assert "Traceback" not in node.text(), node.text()
         finally:
             peer.close()
