@@ -1,8 +1,8 @@
 """Many sources through one network: one output recording each, here or on a Ray cluster.
 
 The unit is a source, because the temporal state forbids to split one. An output appears under its name only when it is
-whole, so whatever ends a run, the next with ``--resume`` goes on where it ended, and every number of workers leaves
-the same bytes.
+whole, so whatever ends a run, the next with ``--resume`` goes on where it ended. A job has the same number of threads
+wherever it runs, as sums depend on that in their last bits: any number of workers leaves the same bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 from tqdm import tqdm
 
 from gdfusion_ros.cli.inputs import is_world, rig_names
-from gdfusion_ros.cli.offline import run_source
+from gdfusion_ros.cli.offline import run_source, threads
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import Occupancy
 
 RETRIES = 3
 """How often Ray runs a job again whose worker died."""
+FILES = ("topics", "calibration", "model", "weights")
+"""Options that may name a file."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def run_jobs(jobs: list[Job], args: argparse.Namespace) -> dict[str, Any]:
 def run_job(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """Run one job; its result, or its ``error`` in one line."""
     try:
-        return _recorded(job, args)
+        with threads(args.threads or 1):
+            return _recorded(job, args)
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:  # one poisoned recording must not end the others' run
@@ -98,7 +101,9 @@ def _recorded(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     # recording after its folder, which therefore has its final name already.
     prefix = f".partial-{job.out.name}-{socket.gethostname()}-"
     for left in job.out.parent.glob(f"{prefix}*"):
-        if not _alive(int(left.name.rpartition("-")[2])):
+        process = int(left.name.rpartition("-")[2])
+        # In a container this process may have the number of the one that was killed there before.
+        if process == os.getpid() or not _alive(process):
             shutil.rmtree(left)
     scratch = job.out.parent / f"{prefix}{os.getpid()}"
     scratch.mkdir(parents=True)
@@ -139,7 +144,7 @@ def _loaded(model: str, weights: str, device: str, rig: tuple[str, ...]) -> Any:
 
 
 def _on_ray(jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """The jobs' results as they come, from a cluster's workers; one core each."""
+    """The jobs' results as they come, from a cluster's workers."""
     try:
         import ray
     except ImportError:
@@ -157,8 +162,10 @@ def _on_ray(jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Job, di
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster at {args.ray}: {str(error).splitlines()[0]}") from error
     try:
-        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_alone)
-        waiting = {remote.remote(job, args): job for job in jobs}
+        remote = ray.remote(num_cpus=args.threads or 1, max_retries=RETRIES)(run_job)
+        files = {name: _whole(getattr(args, name)) for name in FILES}
+        elsewhere = argparse.Namespace(**(vars(args) | files))
+        waiting = {remote.remote(_with_whole_paths(job), elsewhere): job for job in jobs}
         while waiting:
             ready, _ = ray.wait(list(waiting))
             job = waiting.pop(ready[0])
@@ -188,9 +195,12 @@ def _fetched(get: Callable[[Any], Any], reference: Any) -> dict[str, Any]:
         return {"error": f"its worker died {RETRIES + 1} times ({type(error).__name__})"}
 
 
-def _alone(job: Job, args: argparse.Namespace) -> dict[str, Any]:
-    """A job in a worker: one thread, since the other cores belong to other workers."""
-    import torch
+def _with_whole_paths(job: Job) -> Job:
+    """The job for a worker that was started in another folder."""
+    source = job.source if is_world(job.source) else str(Path(job.source).absolute())
+    return Job(source, job.out.absolute())
 
-    torch.set_num_threads(1)
-    return run_job(job, args)
+
+def _whole(name: Any) -> Any:
+    """The path of a file from the root; what names no file stays as it is."""
+    return type(name)(Path(name).absolute()) if name and Path(name).is_file() else name

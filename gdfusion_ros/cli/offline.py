@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,19 @@ from gdfusion_ros.stream import OccupancyStream, SequenceRules
 
 if TYPE_CHECKING:
     from gdfusion_ros.model.model import OccupancyModel
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """So many threads for the network inside the `with`; None leaves it as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def stream_of(

@@ -23,7 +23,7 @@ from typing import Any
 from gdfusion_ros.cli.arguments import add_model_arguments, load
 from gdfusion_ros.cli.batch import jobs_of, run_jobs, shard
 from gdfusion_ros.cli.inputs import add_json_argument, add_rig_arguments, print_json, rig_names
-from gdfusion_ros.cli.offline import run_source
+from gdfusion_ros.cli.offline import run_source, threads
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import Occupancy
 from gdfusion_ros.sinks.files import file_name, save_occupancy
@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--shard", metavar="I/N", help="only every N-th source from the I-th on, I from 0")
     many.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto, or local")
     many.add_argument("--workers", type=int, help="with --ray local: how many (default: one a core)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads of the network (default: one for output recordings, whose bytes depend on it; else all cores)",
+    )
     add_model_arguments(parser)
     add_rig_arguments(parser)
     add_json_argument(parser)
@@ -52,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; 0 when every source gave at least one frame."""
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads {args.threads}: at least one")
+    if args.workers is not None and (args.ray != "local" or args.workers < 1):
+        raise UserError(f"--workers {args.workers}: at least one, and with --ray local")
     many = len(args.sources) > 1 or args.mcap or args.resume or args.shard is not None or args.ray is not None
     return _run_many(args) if many else _run_one(args)
 
@@ -65,7 +74,8 @@ def _run_one(args: argparse.Namespace) -> int:
             save_occupancy(occupancy, args.out / file_name(number, occupancy.stamp_ns))
 
     source = args.sources[0]
-    result = run_source(source, args, lambda source: load(args, rig_names(source)), write)
+    with threads(args.threads):
+        result = run_source(source, args, lambda source: load(args, rig_names(source)), write)
     result["out"] = None if args.out is None else str(args.out)
     print(
         f"{result['frames']} frames in {result['sequences_started']} sequences; "

@@ -99,8 +99,8 @@ def test_what_a_killed_run_left_behind_is_removed(
     import socket
 
     out = tmp_path / "out"
-    left = out / f".partial-drive0-{socket.gethostname()}-999999999"
-    left.mkdir(parents=True)
+    for process in (999999999, os.getpid()):  # in a container, numbers come again
+        (out / f".partial-drive0-{socket.gethostname()}-{process}").mkdir(parents=True)
     assert main(["run", bags[0], "--mcap", "--out", str(out), *options]) == 0
     capsys.readouterr()
     assert [path.name for path in out.iterdir()] == ["drive0"]
@@ -116,7 +116,7 @@ def test_shards_share_the_recordings_without_overlap(
         assert main(["run", *bags[:: 1 - 2 * part], "--out", str(out), "--shard", f"{part}/2", *options]) == 0
         done.append(set(last_json(capsys)["recordings"]))
     assert done == [{bags[0], bags[2]}, {bags[1]}]
-    for wrong in ("2/2", "1", "x/3"):
+    for wrong in ("2/2", "1", "x/3", "0/0"):
         assert main(["run", *bags, "--out", str(out), "--shard", wrong, *options]) == 1
         assert "--shard" in capsys.readouterr().err
 
@@ -131,7 +131,7 @@ def test_two_sources_of_one_name_and_no_folder_are_refused(
 
 
 @pytest.mark.timeout(600)
-def test_two_ray_workers_one_of_them_killed_leave_the_bytes_of_a_single_process(
+def test_two_ray_workers_one_of_them_killed_and_a_poisoned_recording_leave_the_bytes_of_a_single_process(
     tmp_path: Path,
     options: list[str],
     bags: list[str],
@@ -139,17 +139,15 @@ def test_two_ray_workers_one_of_them_killed_leave_the_bytes_of_a_single_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("ray")
-    import torch
-
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     single, cluster = tmp_path / "single", tmp_path / "cluster"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main(["run", *bags, "--out", str(single), *options]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert main(["run", *bags, "--out", str(single), *options]) == 0
     capsys.readouterr()
+    poisoned = tmp_path / "poisoned"
+    poisoned.mkdir()
+    (poisoned / "metadata.yaml").write_text("no recording")
+    monkeypatch.chdir(tmp_path)  # workers are elsewhere: paths from here must not confuse them
+    bags = [Path(bag).name for bag in bags]
     killed: list[int] = []
     stop = threading.Event()
 
@@ -165,15 +163,44 @@ def test_two_ray_workers_one_of_them_killed_leave_the_bytes_of_a_single_process(
     killer = threading.Thread(target=kill_first_worker)
     killer.start()
     try:
-        assert main(["run", *bags, "--out", str(cluster), "--ray", "local", "--workers", "2", *options]) == 0
+        arguments = ["run", "poisoned", *bags, "--out", cluster.name, "--ray", "local", "--workers", "2"]
+        assert main([*arguments, *options]) == 1
     finally:
         stop.set()
         killer.join()
     result = last_json(capsys)
     assert len(killed) == 1
+    assert list(result["failed"]) == ["poisoned"]
     assert set(result["recordings"]) == set(bags)
     assert content(cluster) == content(single)
     assert [path.name for path in sorted(cluster.iterdir())] == ["drive0", "drive1", "drive2"]
+
+
+def test_the_bytes_do_not_depend_on_the_threads_of_the_process(
+    tmp_path: Path, options: list[str], bags: list[str]
+) -> None:
+    import torch
+
+    before, made = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            assert main(["run", bags[0], "--mcap", "--out", str(tmp_path / f"by{count}"), *options]) == 0
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+        made.append(content(tmp_path / f"by{count}"))
+    assert made[0] == made[1] != {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--threads", "0"], ["--workers", "2"], ["--ray", "local", "--workers", "0"]]
+)
+def test_counts_that_make_no_sense_are_refused_in_one_line(
+    bags: list[str], options: list[str], capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert main(["run", *bags, *wrong, *options]) == 1
+    assert "at least one" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_cluster_that_is_not_there_is_said_in_one_line(
