@@ -1,4 +1,4 @@
-"""What the benchmarks of the node share: the node as a process, and somebody who listens to it."""
+"""What the benchmarks of the node share: the node as a process, what a vehicle says to it, and who listens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from gdfusion_ros.sinks.bag import image_topic, info_topic
+from gdfusion_ros.sinks.recording import message_types
 
 SECOND = 1_000_000_000
 
@@ -118,6 +121,54 @@ class Listener:
     def _diagnostics(self, message: Any) -> None:
         for one in message.status:
             self.status[one.name] = {pair.key: pair.value for pair in one.values}
+
+
+class Wire:
+    """Stands where a Recording would: what `SensorRecorder` writes is published instead."""
+
+    def __init__(self, node: Any) -> None:
+        self.sent: Counter[str] = Counter()
+        self.muted: set[str] = set()
+        """Beginnings of topics that nothing is published on for now."""
+        self._node = node
+        self._publishers: dict[str, Any] = {}
+
+    def write(self, topic: str, kind: str, message: Any, stamp_ns: int) -> None:
+        """Publish, unless the topic is muted."""
+        if any(topic.startswith(name) for name in self.muted):
+            return
+        self.sent[topic] += 1
+        self._publisher(topic, kind).publish(bytes(message_types().serialize_cdr(message, kind)))
+
+    def settle(self, topics: Mapping[str, str]) -> None:
+        """Make the publishers of these topics (and kinds), and wait until somebody hears each."""
+        publishers = [self._publisher(topic, kind) for topic, kind in topics.items()]
+        while not all(publisher.get_subscription_count() for publisher in publishers):
+            time.sleep(0.05)
+        time.sleep(1.0)  # the listener's side of the discovery
+
+    def _publisher(self, topic: str, kind: str) -> Any:
+        from rclpy.qos import DurabilityPolicy, QoSProfile
+
+        from gdfusion_ros.ros.player import message_class
+
+        if topic not in self._publishers:
+            latched = topic == "/tf_static"
+            durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
+            qos = QoSProfile(depth=100, durability=durability)
+            self._publishers[topic] = self._node.create_publisher(message_class(kind), topic, qos)
+        return self._publishers[topic]
+
+
+def sensor_topics(cameras: Iterable[str]) -> dict[str, str]:
+    """What the node hears of these cameras' vehicle: topics and kinds."""
+    topics = {"/tf": "tf2_msgs/msg/TFMessage", "/tf_static": "tf2_msgs/msg/TFMessage"}
+    for camera in cameras:
+        topics |= {
+            image_topic(camera): "sensor_msgs/msg/CompressedImage",
+            info_topic(camera): "sensor_msgs/msg/CameraInfo",
+        }
+    return topics
 
 
 @contextmanager

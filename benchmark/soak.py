@@ -3,12 +3,13 @@
     python benchmark/soak.py --minutes 20 --model gdfusion-small --out soak_output
 
 Six cameras at --rate images a second and an ego pose at each exposure go to the node over DDS (loopback, a domain of
-its own). Faults: a camera falls silent, transforms stop, images come twice, late or out of order, JPEGs are broken,
-calibrations are NaN, the clock jumps back, the vehicle is teleported, everything stops for a while, a service resets
-the state, a parameter changes. After each fault the time to the next grid is taken.
+its own). Faults: a camera falls silent, transforms stop, everything stops for a while, images come twice, late or out
+of order, JPEGs are broken, calibrations are NaN, transforms are NaN, the clock jumps, the vehicle is teleported,
+the state is reset, a parameter changes. After each fault the time to the next grid is taken.
 
 Fails when the node dies or hangs, takes more than --recovery seconds to recover, publishes a grid twice or out of
-order, has a temporal state that is not finite or changes its size, or when the counts of images do not add up.
+order, has a temporal state that is not finite or changes its size, or when the counts of images or frames do not add
+up. The report is also written to soak.json in --out.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,37 +29,20 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
+from running import SECOND, Listener, Wire, adds_up, listening, node_process, own_domain, sensor_topics
 
 from gdfusion_ros.geometry import Matrix
-from gdfusion_ros.sinks.bag import SensorRecorder
+from gdfusion_ros.sinks.bag import SensorRecorder, image_topic, pixel_from_calibrated
 from gdfusion_ros.sources.world import WorldSource
 
-SECOND = 1_000_000_000
 ANCHOR = "CAM_FRONT"
-
-
-@dataclass
-class Wire:
-    """Stands where a Recording would: what `SensorRecorder` writes is published instead."""
-
-    publish: Callable[[str, str, bytes], None]
-    sent: Counter[str] = field(default_factory=Counter)
-    muted: set[str] = field(default_factory=set)
-
-    def write(self, topic: str, kind: str, message: Any, stamp_ns: int) -> None:
-        """Publish, unless the topic is muted by a fault."""
-        from gdfusion_ros.sinks.recording import message_types
-
-        if any(topic.startswith(name) for name in self.muted):
-            return
-        self.sent[topic] += 1
-        self.publish(topic, kind, bytes(message_types().serialize_cdr(message, kind)))
+GIVE_UP = 30.0
+"""Seconds after which a recovery counts as none."""
 
 
 @dataclass
 class Vehicle:
-    """Six cameras of the made-up world on a straight road at 5 m/s."""
+    """Six cameras of the made-up world on a straight road at 5 m/s, and what is wrong with them."""
 
     sensors: SensorRecorder
     wire: Wire
@@ -72,121 +52,98 @@ class Vehicle:
     size: tuple[int, int]
     offset_ns: int = 0
     x: float = 0.0
+    mangle: Callable[[bytes], bytes] | None = None
+    """What happens to an image of one camera at each exposure."""
+    repeat: bool = False
+    """Every image comes twice, and some long after others that were taken later."""
 
-    def expose(self, stamp: int, number: int, names: list[str]) -> None:
-        """All of these cameras at one time."""
+    def now_ns(self) -> int:
+        """The vehicle's clock."""
+        return time.time_ns() + self.offset_ns
+
+    def expose(self, number: int, rng: random.Random) -> None:
+        """All cameras, now."""
+        stamp = self.now_ns()
+        images = dict(self.images[number % len(self.images)])
+        if self.mangle is not None:
+            broken = rng.choice(list(images))
+            images[broken] = self.mangle(images[broken])
+        names = list(self.intrinsics)
+        self._expose(stamp, images, names)
+        if self.repeat:
+            self._expose(stamp, images, names[:2])
+            self._expose(stamp - 300_000_000, images, names[2:4])
+
+    def _expose(self, stamp: int, images: dict[str, bytes], names: list[str]) -> None:
         pose = np.eye(4)
         pose[0, 3] = self.x + 5.0 * (stamp / SECOND % 1e6)
         self.sensors.ego(stamp, pose, (np.array([5.0, 0, 0]), np.zeros(3)))
         for name in names:
-            encoded = self.images[number % len(self.images)][name]
-            self.sensors.camera(name, stamp, self.intrinsics[name], self.size, encoded)
-
-
-class Listener:
-    """What the node says."""
-
-    def __init__(self, node: Any) -> None:
-        from diagnostic_msgs.msg import DiagnosticArray
-        from rclpy.qos import QoSProfile
-
-        from gdfusion_ros.msg import SemanticOccupancy
-
-        self.grids: list[tuple[float, int]] = []
-        self.state_bytes: set[str] = set()
-        self.restarts: Counter[str] = Counter()
-        self.status: dict[str, dict[str, str]] = {}
-        self.total_ms: list[float] = []
-        qos = QoSProfile(depth=50)
-        node.create_subscription(SemanticOccupancy, "/gdfusion/occupancy", self._grid, qos)
-        node.create_subscription(DiagnosticArray, "/gdfusion/latency", self._latency, qos)
-        node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, qos)
-
-    def _grid(self, message: Any) -> None:
-        stamp = message.header.stamp.sec * SECOND + message.header.stamp.nanosec
-        self.grids.append((time.monotonic(), stamp))
-
-    def _latency(self, message: Any) -> None:
-        values = {pair.key: pair.value for pair in message.status[0].values}
-        self.state_bytes.add(values["state_bytes"])
-        self.total_ms.append(float(values["total_ms"]))
-        if "sequence_started" in values:
-            self.restarts[values["sequence_started"]] += 1
-
-    def _diagnostics(self, message: Any) -> None:
-        for one in message.status:
-            self.status[one.name] = {pair.key: pair.value for pair in one.values}
+            self.sensors.camera(name, stamp, self.intrinsics[name], self.size, images[name])
 
 
 @dataclass
 class Fault:
-    """Something that goes wrong for a while: a begin, an end, and how often it happened."""
+    """Something that goes wrong for a while."""
 
     name: str
     begin: Callable[[], None]
     end: Callable[[], None] = lambda: None
-    seconds: float = 1.0
+    seconds: float = 0.0
 
 
+@dataclass
 class Soak:
-    """The drive."""
+    """The drive, and what is noted of it."""
 
-    def __init__(self, args: argparse.Namespace, node: Any, vehicle: Vehicle, listener: Listener) -> None:
-        self.args, self.node, self.vehicle, self.listener = args, node, vehicle, listener
-        self.rng = random.Random(args.seed)
-        self.recoveries: dict[str, list[float]] = {}
-        self.checksums: list[str] = []
-        self.finite = True
-        self.mangle: Callable[[str, bytes], bytes] | None = None
-        self.repeat = False
-        self.memory: list[tuple[float, int]] = []
+    args: argparse.Namespace
+    node: Any
+    vehicle: Vehicle
+    listener: Listener
+    rng: random.Random
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    checksums: list[str] = field(default_factory=list)
+    finite: bool = True
+    memory: list[int] = field(default_factory=list)
 
-    def run(self, process: subprocess.Popen[bytes], minutes: float) -> None:
+    def run(self, process: subprocess.Popen[bytes]) -> None:
         """Drive, with faults, until the time is over or the node is dead."""
         period, begin = 1.0 / self.args.rate, time.monotonic()
-        deadline, next_fault = begin + 60 * minutes, begin + 10.0
-        next_state = begin + 60.0
+        deadline, next_fault, next_state = begin + 60 * self.args.minutes, begin + 10.0, begin + 60.0
         fault: Fault | None = None
-        fault_end = recovery_from = 0.0
-        number = 0
+        fault_end = recovering = 0.0
+        number = since = 0
         while time.monotonic() < deadline and process.poll() is None:
-            started = time.monotonic()
-            self._expose(number)
+            now = time.monotonic()
+            self.vehicle.expose(number, self.rng)
             number += 1
-            if fault is None and recovery_from == 0.0 and started >= next_fault:
-                fault = self._random_fault()
-                fault_end = started + fault.seconds
-                fault.begin()
-            elif fault is not None and started >= fault_end:
+            if fault is not None and fault_end and now >= fault_end:
                 fault.end()
-                self.last, recovery_from, fault = fault.name, started, None
-            elif recovery_from and any(at > recovery_from for at, _ in self.listener.grids[-3:]):
-                self.recoveries.setdefault(self.last, []).append(self.listener.grids[-1][0] - recovery_from)
-                recovery_from, next_fault = 0.0, started + self.rng.uniform(0.6, 1.4) * self.args.every
-            elif recovery_from and started - recovery_from > 30.0:
-                self.recoveries.setdefault(self.last, []).append(float("inf"))
-                recovery_from, next_fault = 0.0, started + self.args.every
-            if started >= next_state and fault is None:
-                next_state = started + 60.0
-                self._check_state()
-            time.sleep(max(0.0, started + period - time.monotonic()))
+                recovering, since, fault_end = now, self.vehicle.now_ns(), 0.0
+            elif fault is not None and recovering:
+                seconds = self._recovered(recovering, since)
+                if seconds is not None:
+                    self.recoveries.setdefault(fault.name, []).append(seconds)
+                    fault, recovering = None, 0.0
+                    next_fault = now + self.rng.uniform(0.6, 1.4) * self.args.every
+            elif fault is None and now >= next_fault:
+                fault = self._random_fault()
+                fault.begin()
+                fault_end = now + fault.seconds
+            elif fault is None and now >= next_state:
+                next_state = now + 60.0
+                self.check_state()
+            time.sleep(max(0.0, now + period - time.monotonic()))
         if fault is not None:
             fault.end()
 
-    def _expose(self, number: int) -> None:
-        vehicle = self.vehicle
-        names = list(vehicle.intrinsics)
-        stamp = time.time_ns() + vehicle.offset_ns
-        images = vehicle.images[number % len(vehicle.images)]
-        original = dict(images)
-        if self.mangle is not None:
-            name = self.rng.choice(names)
-            images[name] = self.mangle(name, images[name])
-        vehicle.expose(stamp, number, names)
-        if self.repeat:
-            vehicle.expose(stamp, number, names[:2])
-            vehicle.expose(stamp - 300_000_000, number, names[2:4])
-        images.update(original)
+    def _recovered(self, recovering: float, since: int) -> float | None:
+        """Seconds from a fault's end until a grid of images from after it came; None when it has not come yet."""
+        for grid in self.listener.grids[-9:]:
+            # One that was under way when the clock jumped back carries a stamp that lies ahead.
+            if grid.arrived > recovering and since <= grid.stamp_ns <= self.vehicle.now_ns():
+                return grid.arrived - recovering
+        return float("inf") if time.monotonic() - recovering > GIVE_UP else None
 
     def _random_fault(self) -> Fault:
         rng, vehicle, wire = self.rng, self.vehicle, self.vehicle.wire
@@ -196,80 +153,77 @@ class Soak:
         def mute(*names: str) -> Callable[[], None]:
             return lambda: wire.muted.update(names)
 
-        def speak() -> None:
-            wire.muted.clear()
+        def put(name: str, value: Any) -> Callable[[], None]:
+            return lambda: setattr(vehicle, name, value)
 
-        def set_mangle(how: Callable[[str, bytes], bytes] | None) -> Callable[[], None]:
-            return lambda: setattr(self, "mangle", how)
+        def jump(back: float) -> Callable[[], None]:
+            return put("offset_ns", vehicle.offset_ns - round(back * SECOND))
 
-        def jump(seconds_back: float) -> Callable[[], None]:
-            return lambda: setattr(vehicle, "offset_ns", vehicle.offset_ns - round(seconds_back * SECOND))
-
-        def teleport() -> None:
-            vehicle.x += 1000.0
-
-        def calibrate(scale: float) -> Callable[[], None]:
-            def change() -> None:
-                vehicle.intrinsics[camera] = vehicle.intrinsics[camera] * np.array([[scale], [scale], [1.0]])
-
-            return change
-
-        good = vehicle.intrinsics[camera]
-        return rng.choice(
-            [
-                Fault("camera silent", mute(f"/{camera}/"), speak, seconds),
-                Fault("anchor silent", mute(f"/{ANCHOR}/"), speak, seconds),
-                Fault("transforms stop", mute("/tf"), speak, seconds),
-                Fault("everything stops", mute("/"), speak, seconds),
-                Fault(
-                    "truncated images", set_mangle(lambda _, d: d[: len(d) // 2]), set_mangle(None), seconds
-                ),
-                Fault(
-                    "broken images", set_mangle(lambda _, d: rng.randbytes(len(d))), set_mangle(None), seconds
-                ),
-                Fault(
-                    "twice and late",
-                    lambda: setattr(self, "repeat", True),
-                    lambda: setattr(self, "repeat", False),
-                ),
-                Fault("clock jumps back", jump(rng.uniform(2.0, 20.0))),
-                Fault("clock jumps ahead", jump(-rng.uniform(2.0, 20.0))),
-                Fault("teleport", teleport),
-                Fault(
-                    "calibration is nan",
-                    calibrate(float("nan")),
-                    lambda: vehicle.intrinsics.update({camera: good}),
-                    seconds,
-                ),
-                Fault("reset", lambda: self._trigger("reset")),
-            ]
-        )
+        good, bad = vehicle.intrinsics[camera], np.full((3, 3), np.nan)
+        faults = [
+            Fault("camera silent", mute(f"/{camera}/"), wire.muted.clear, seconds),
+            Fault("anchor silent", mute(f"/{ANCHOR}/"), wire.muted.clear, seconds),
+            Fault("transforms stop", mute("/tf"), wire.muted.clear, seconds),
+            Fault("everything stops", mute("/"), wire.muted.clear, seconds),
+            Fault(
+                "truncated images", put("mangle", lambda d: d[: len(d) // 2]), put("mangle", None), seconds
+            ),
+            Fault(
+                "broken images", put("mangle", lambda d: rng.randbytes(len(d))), put("mangle", None), seconds
+            ),
+            Fault("twice and late", put("repeat", True), put("repeat", False), seconds),
+            Fault("transform is nan", put("x", float("nan")), put("x", vehicle.x), seconds),
+            Fault("clock jumps back", jump(rng.uniform(2.0, 20.0))),
+            Fault("clock jumps ahead", jump(-rng.uniform(2.0, 20.0))),
+            Fault("teleport", put("x", vehicle.x + 1000.0)),
+            Fault(
+                "calibration is nan",
+                lambda: vehicle.intrinsics.update({camera: bad}),
+                lambda: vehicle.intrinsics.update({camera: good}),
+                seconds,
+            ),
+            Fault("reset", lambda: self._trigger("reset")),
+            Fault(
+                "parameter changes",
+                lambda: self._set("missing_camera", "blank"),
+                lambda: self._set("missing_camera", "skip"),
+                seconds,
+            ),
+        ]
+        return rng.choice(faults)
 
     def _trigger(self, service: str) -> None:
         from std_srvs.srv import Trigger
 
-        client = self.node.create_client(Trigger, f"/gdfusion/{service}")
-        if client.wait_for_service(timeout_sec=2.0):
-            client.call_async(Trigger.Request())
+        self._call(Trigger, service, Trigger.Request())
 
-    def _check_state(self) -> None:
+    def _set(self, name: str, value: str) -> None:
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        self._call(SetParameters, "set_parameters", request)
+
+    def _call(self, kind: Any, service: str, request: Any) -> None:
+        client = self.node.create_client(kind, f"/gdfusion/{service}")
+        if client.wait_for_service(timeout_sec=2.0):
+            client.call_async(request)
+
+    def check_state(self) -> None:
         """Let the node write its state, and look at it."""
         from safetensors.numpy import load_file
 
         path = Path(self.args.out) / "state.safetensors"
         before = path.stat().st_mtime_ns if path.exists() else 0
         self._trigger("save_state")
-        for _ in range(50):
-            if path.exists() and path.stat().st_mtime_ns != before:
-                break
+        deadline = time.monotonic() + 5.0
+        while not path.exists() or path.stat().st_mtime_ns == before:
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.02)
-        else:
-            return
-        tensors = load_file(path)
-        self.finite &= all(bool(np.isfinite(tensor).all()) for tensor in tensors.values())
+        self.finite &= all(bool(np.isfinite(tensor).all()) for tensor in load_file(path).values())
         self.checksums.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-        status = self.listener.status.get("gdfusion: temporal state", {})
-        self.memory.append((time.monotonic(), int(status.get("resident_bytes", 0))))
+        self.memory.append(self.listener.counts("temporal state").get("resident_bytes", 0))
 
 
 def main() -> int:
@@ -282,54 +236,35 @@ def main() -> int:
     parser.add_argument("--weights", default="default")
     parser.add_argument("--rate", type=float, default=12.0, help="images a second and camera (%(default)s)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between faults (%(default)s)")
-    parser.add_argument(
-        "--recovery", type=float, default=2.0, help="seconds a recovery may take (%(default)s)"
-    )
+    parser.add_argument("--recovery", type=float, default=2.0, help="seconds one may take (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="soak_output")
+    parser.add_argument("--out", type=Path, default=Path("soak_output"))
     args = parser.parse_args()
-
-    from gdfusion_ros.ros.environment import stay_on_this_machine, use_shared_memory
-
-    stay_on_this_machine()
-    use_shared_memory()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 101)))
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "state.safetensors").unlink(missing_ok=True)
-    process = _start_node(args, out)
-    try:
-        report = _drive(args, process, out)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    report["exit_code"] = code
+    own_domain()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "state.safetensors").unlink(missing_ok=True)
+    parameters = {"model": args.model, "weights": args.weights, "image_reliability": "reliable"}
+    parameters |= {"image_depth": 50, "state_file": str(args.out / "state.safetensors")}
+    with listening() as (node, listener):
+        vehicle = _vehicle(Wire(node))
+        with node_process(args.out, **parameters) as process:
+            vehicle.wire.settle(sensor_topics(vehicle.intrinsics))
+            vehicle.sensors.static(vehicle.extrinsics, time.time_ns())
+            soak = Soak(args, node, vehicle, listener, random.Random(args.seed))
+            soak.run(process)
+            time.sleep(4.0)  # the last frames, and two rounds of diagnostics
+            if process.poll() is None:
+                soak.check_state()
+        report = _report(soak)
+    report["exit_code"] = process.returncode
     report["faults_found"] = _faults(report, args)
-    (out / "soak.json").write_text(json.dumps(report, indent=2) + "\n")
+    (args.out / "soak.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     return 1 if report["faults_found"] else 0
 
 
-def _start_node(args: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
-    parameters = {
-        "model": args.model,
-        "weights": args.weights,
-        "image_reliability": "reliable",
-        "image_depth": 50,
-        "state_file": str(out / "state.safetensors"),
-    }
-    file = out / "node.yaml"
-    file.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
-    command = [sys.executable, "-m", "gdfusion_ros.ros.node", "--ros-args", "--params-file", str(file)]
-    with (out / "node.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-
-
-def _vehicle(publish: Callable[[str, str, bytes], None]) -> Vehicle:
+def _vehicle(wire: Wire) -> Vehicle:
     frames = list(WorldSource(seed=1, frames=8))
-    wire = Wire(publish)
-    sensors = SensorRecorder(wire)  # type: ignore[arg-type]
     images = [
         {
             view.name: cv2.imencode(".jpg", cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR))[1].tobytes()
@@ -337,122 +272,66 @@ def _vehicle(publish: Callable[[str, str, bytes], None]) -> Vehicle:
         }
         for frame in frames
     ]
-    from gdfusion_ros.sinks.bag import pixel_from_calibrated
-
     views = frames[0].views
     intrinsics = {view.name: pixel_from_calibrated(view) @ view.intrinsics for view in views}
     extrinsics = {view.name: view.ego_from_camera for view in views}
     size = (views[0].image.shape[0], views[0].image.shape[1])
+    sensors = SensorRecorder(wire)  # type: ignore[arg-type]
     return Vehicle(sensors, wire, images, intrinsics, extrinsics, size)
 
 
-def _drive(args: argparse.Namespace, process: subprocess.Popen[bytes], out: Path) -> dict[str, Any]:
-    import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-    from rclpy.qos import DurabilityPolicy, QoSProfile
-
-    from gdfusion_ros.ros.player import message_class
-
-    rclpy.init(args=[])
-    node = rclpy.create_node("gdfusion_soak")
-    publishers: dict[str, Any] = {}
-
-    def publish(topic: str, kind: str, data: bytes) -> None:
-        if topic not in publishers:
-            latched = topic == "/tf_static"
-            durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
-            qos = QoSProfile(depth=100, durability=durability)
-            publishers[topic] = node.create_publisher(message_class(kind), topic, qos)
-        publishers[topic].publish(data)
-
-    vehicle = _vehicle(publish)
-    listener = Listener(node)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    threading.Thread(target=executor.spin, daemon=True).start()
-    while "active: " not in (out / "node.log").read_text(errors="replace"):
-        if process.poll() is not None:
-            raise SystemExit(f"the node did not start; see {out / 'node.log'}")
-        time.sleep(0.2)
-    vehicle.sensors.static(vehicle.extrinsics, time.time_ns())
-    vehicle.expose(time.time_ns(), 0, list(vehicle.intrinsics))  # makes the publishers
-    time.sleep(2.0)
-    vehicle.wire.sent.clear()
-    received_before = {name: int(values["received"]) for name, values in _cameras(listener).items()}
-    soak = Soak(args, node, vehicle, listener)
-    soak.run(process, args.minutes)
-    time.sleep(4.0)
-    soak._check_state()
-    report = _report(soak, received_before)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return report
-
-
-def _cameras(listener: Listener) -> dict[str, dict[str, str]]:
-    prefix = "gdfusion: camera "
-    return {
-        key.removeprefix(prefix): value for key, value in listener.status.items() if key.startswith(prefix)
-    }
-
-
-def _report(soak: Soak, received_before: dict[str, int]) -> dict[str, Any]:
+def _report(soak: Soak) -> dict[str, Any]:
     listener, sent = soak.listener, soak.vehicle.wire.sent
     cameras = {}
-    for name, values in _cameras(listener).items():
-        drops = {
-            key.removeprefix("dropped_"): int(v) for key, v in values.items() if key.startswith("dropped_")
-        }
-        received, used, waiting = (int(values[key]) for key in ("received", "used", "waiting"))
+    for name in listener.cameras():
+        counts = listener.counts(f"camera {name}")
         cameras[name] = {
-            "sent": sent[f"/{name}/image_rect_compressed"],
-            "received": received - received_before.get(name, 0),
-            "used": used,
-            "waiting": waiting,
-            "dropped": drops,
-            "adds_up": received == used + waiting + sum(drops.values()),
+            "sent": sent[image_topic(name)],
+            **{key: counts[key] for key in ("received", "used", "waiting")},
+            "dropped": {k.removeprefix("dropped_"): n for k, n in counts.items() if k.startswith("dropped_")},
+            "adds_up": adds_up(counts) and counts["received"] == sent[image_topic(name)],
         }
-    stamps = [stamp for _, stamp in listener.grids]
-    memory = [resident for _, resident in soak.memory if resident]
+    frames = listener.counts("frames")
+    lost = sum(number for key, number in frames.items() if key.startswith(("dropped_", "failed_")))
     times = [seconds for values in soak.recoveries.values() for seconds in values]
+    totals = [float(values["total_ms"]) for values in listener.latencies.values()]
     return {
-        "grids": len(stamps),
-        "twice": len(stamps) - len(set(stamps)),
-        "cameras": cameras,
+        "minutes": soak.args.minutes,
         "faults": {name: len(values) for name, values in sorted(soak.recoveries.items())},
         "recovery_s": {
             "median": round(statistics.median(times), 3) if times else None,
             "worst": {name: round(max(values), 3) for name, values in sorted(soak.recoveries.items())},
         },
+        "frames": frames,
+        "frames_add_up": bool(frames) and frames["selected"] == frames["published"] + lost,
+        "grids": len(listener.grids),
+        "twice": listener.repeated(),
+        "out_of_order": listener.out_of_order(),
+        "cameras": cameras,
         "restarts": dict(listener.restarts),
-        "image_to_grid_ms": {
-            "median": round(statistics.median(listener.total_ms), 1) if listener.total_ms else None
-        },
-        "state_bytes": sorted(listener.state_bytes),
+        "image_to_grid_ms": round(statistics.median(totals), 1) if totals else None,
+        "state_bytes": sorted({int(values["state_bytes"]) for values in listener.latencies.values()}),
         "state_checksums": soak.checksums,
         "state_finite": soak.finite,
-        "resident_mb": [round(value / 1e6, 1) for value in memory],
+        "resident_mb": [round(value / 1e6, 1) for value in soak.memory],
     }
 
 
 def _faults(report: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    found = []
-    if report["exit_code"] != 0:
-        found.append(f"the node ended with {report['exit_code']}")
-    if report["twice"]:
-        found.append(f"{report['twice']} grids came twice")
     slow = {name: worst for name, worst in report["recovery_s"]["worst"].items() if worst > args.recovery}
-    if slow:
-        found.append(f"recovery took more than {args.recovery} s: {slow}")
-    if len(report["state_bytes"]) > 1 or not report["state_finite"]:
-        found.append("the temporal state changed its size or is not finite")
-    found += [
-        f"{name}: the counts do not add up" for name, c in report["cameras"].items() if not c["adds_up"]
-    ]
-    if not report["grids"]:
-        found.append("no grids")
-    return found
+    wrong = [name for name, camera in report["cameras"].items() if not camera["adds_up"]]
+    checks = {
+        f"the node ended with {report['exit_code']}": report["exit_code"] != 0,
+        "no grids": not report["grids"],
+        f"{report['twice']} grids came twice": report["twice"],
+        f"{report['out_of_order']} grids came out of order": report["out_of_order"],
+        f"recovery took more than {args.recovery} s: {slow}": slow,
+        "the temporal state changed its size": len(report["state_bytes"]) > 1,
+        "the temporal state is not finite": not report["state_finite"],
+        "the frames' counts do not add up": not report["frames_add_up"],
+        f"the images' counts do not add up: {', '.join(wrong)}": wrong,
+    }
+    return [text for text, found in checks.items() if found]
 
 
 if __name__ == "__main__":
