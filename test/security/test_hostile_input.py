@@ -115,6 +115,8 @@ def test_camera_info(k, p, data):
     assembler = FrameAssembler(rig(), on_problem=lambda *_: None)
     message = camera_info(START, "CAM_FRONT", np.array(k).reshape(3, 3), size, np.array(p).reshape(3, 4))
     message.header.stamp.sec = data.draw(st.integers(-(2**31), 2**31 - 1))
+    for name in ("x_offset", "y_offset", "width", "height"):
+        setattr(message.roi, name, data.draw(st.one_of(st.just(0), st.integers(0, 2**32 - 1))))
     assembler.handle_camera_info("CAM_FRONT", message)
 
 
