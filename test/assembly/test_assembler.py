@@ -304,6 +304,18 @@ def test_a_clock_that_begins_late_ends_the_wait_of_frames_from_before_it():
     assert cameras.assembler.frames.dropped == {"no_transform": 1}
 
 
+def test_a_clock_that_is_set_back_costs_one_more_wait_and_no_frame_for_ever():
+    cameras = Rig(settings=AssemblySettings(tf_timeout=0.4))
+    for name, offset in zip(NUSCENES, OFFSETS_MS, strict=True):
+        cameras.assembler.handle_image(
+            name, compressed(START + offset * MS, IMAGE, name), now_ns=5000 * SECOND
+        )
+    cameras.poll(now_ns=5000 * SECOND + 1)
+    for tenths, dropped in ((0, 0), (3, 0), (4, 1)):
+        cameras.poll(now_ns=1000 * SECOND + tenths * SECOND // 10)
+        assert cameras.assembler.frames.dropped.total() == dropped
+
+
 def test_a_broken_transform_is_refused_and_counted():
     cameras = Rig()
     message = stamped_transform(START, "odom", "base_link", np.eye(4))

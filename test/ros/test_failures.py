@@ -159,7 +159,7 @@ def test_a_teleport_starts_a_new_sequence(vehicle):
 def test_a_broken_camera_info_is_refused_by_name_and_the_last_good_one_stays(vehicle, fault):
     k, size = intrinsics(), (96, 160)
     if fault == "nan":
-        k[0, 2] = np.nan
+        k[0, 0] = np.nan
     elif fault == "zero focal length":
         k[0, 0] = 0.0
     else:
