@@ -94,7 +94,15 @@ def flow_message(occupancy: Occupancy, flow: Flow, frame: str, cells: Cells = "o
         chosen = chosen & occupied(occupancy)
     elif cells == "movable":
         chosen = chosen & occupancy.label_set.table(occupancy.label_set.movable_ids)[occupancy.labels]
-    dense = cells == "all" and bool(chosen.all())
+    # Cell numbers as the message counts them, x fastest.
+    numbers = np.flatnonzero(np.ascontiguousarray(chosen.transpose(2, 1, 0)))
+    rows = 3 * _array_order(occupancy.grid.shape)[numbers]
+    flat = flow.vectors.reshape(-1)
+    vectors = [np.take(flat, rows + axis) for axis in range(3)]
+    finite = np.isfinite(vectors[0]) & np.isfinite(vectors[1]) & np.isfinite(vectors[2])
+    if not finite.all():  # broken weights: what is not known is left out, as the message promises
+        numbers, vectors = numbers[finite], [vector[finite] for vector in vectors]
+    dense = cells == "all" and len(numbers) == occupancy.grid.cells
     message = VoxelFlow(
         header=header(occupancy, frame),
         origin=origin,
@@ -105,11 +113,7 @@ def flow_message(occupancy: Occupancy, flow: Flow, frame: str, cells: Cells = "o
         model_id=model_id(occupancy),
     )
     message.size_x, message.size_y, message.size_z = occupancy.grid.shape
-    # Cell numbers as the message counts them, x fastest.
-    numbers = np.flatnonzero(np.ascontiguousarray(chosen.transpose(2, 1, 0)))
-    rows = 3 * _array_order(occupancy.grid.shape)[numbers]
-    vectors = flow.vectors.reshape(-1)
-    message.vx, message.vy, message.vz = (_typed("f", np.take(vectors, rows + axis)) for axis in range(3))
+    message.vx, message.vy, message.vz = (_typed("f", vector) for vector in vectors)
     if not dense:
         message.indices = _typed("I", numbers.astype(np.uint32))
     return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +19,15 @@ from tf2_msgs.msg import TFMessage
 from gdfusion_ros.assembly.assembler import AssemblySettings, FrameAssembler
 from gdfusion_ros.assembly.loading import LoadedImage
 from gdfusion_ros.assembly.messages import stamp_ns
+from gdfusion_ros.assembly.placement import Placement
 from gdfusion_ros.assembly.rig import CameraTopics, Rig
 from gdfusion_ros.ros.subscriptions import LATCHED, TRANSFORMS
+from gdfusion_ros.stream import SequenceRules
 
 Level = Literal["ok", "warning", "error"]
 
+STEEP = 0.87
+"""Sine of the angle (60 degrees) beyond which a camera's view is not that of a car's camera."""
 OLD_SECONDS = 1.0
 """An image whose stamp is further from now than this makes one look at the clocks."""
 
@@ -71,6 +76,7 @@ class Listener:
         )
         self._heard: dict[str, _Heard] = {}
         self._frames = 0
+        self._placement: Placement | None = None
         self._subscribe()
 
     def listen(self, seconds: float) -> list[Finding]:
@@ -82,7 +88,7 @@ class Listener:
             executor.spin_once(timeout_sec=0.05)
             self._advance()
         executor.remove_node(self._node)
-        return [*self._cameras(), *self._motion(), *self._frames_made()]
+        return [*self._cameras(), *self._motion(), *self._placed(), *self._frames_made()]
 
     def _subscribe(self) -> None:
         sensor = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -134,6 +140,7 @@ class Listener:
     def _advance(self) -> None:
         for frame in self._assembler.poll(self._now()):
             self._frames += 1
+            self._placement = frame.placement
             self._assembler.drop(frame, "listened")
 
     def _problem(self, where: str, reason: str, text: str) -> None:
@@ -174,6 +181,9 @@ class Listener:
             )
         age = sorted(heard.ages)[len(heard.ages) // 2]
         text = f"{topic}: {heard.count} {what}, {heard.rate:.1f} Hz"
+        if what == "images" and 0 < heard.rate < 1 / SequenceRules().max_gap:
+            hint = "images farther apart than max_gap: every frame starts a new sequence"
+            return Finding("warning", name, f"{text}, {hint}")
         if abs(age) > OLD_SECONDS:
             hint = "is it a recording? then use_sim_time; else the camera's clock is not synchronised"
             return Finding("warning", name, f"{text}, stamps are {age:.1f} s from now: {hint}")
@@ -205,6 +215,21 @@ class Listener:
             if reason in ("no_transform", "no_calibration"):
                 text = f"{count} frames cannot be placed: {self._texts[where, reason]}"
                 yield Finding("error", where, text)
+
+    def _placed(self) -> Iterator[Finding]:
+        """Whether cameras look where cameras look: the classic mistake is a frame with x ahead in place of z."""
+        for name, view in self._placement.views.items() if self._placement else ():
+            down, ahead = view.ego_from_camera[:3, 1], view.ego_from_camera[:3, 2]
+            if abs(ahead[2]) > STEEP or down[2] > 0:
+                where = "up" if ahead[2] > STEEP else "down" if ahead[2] < -STEEP else "ahead, upside down"
+                text = f"by its transforms it looks {where}: is its frame an optical one (z ahead, y down)?"
+                yield Finding("warning", name, text)
+            else:
+                x, y = view.ego_from_camera[:2, 3]
+                heading = math.degrees(math.atan2(ahead[1], ahead[0]))
+                yield Finding(
+                    "ok", name, f"looks to {heading:.0f} degrees (left is +), from ({x:.2f}, {y:.2f}) m"
+                )
 
     def _frames_made(self) -> Iterator[Finding]:
         frames = self._assembler.frames

@@ -62,7 +62,8 @@ class OccupancyRecorder:
     def _flow(self, occupancy: Occupancy, flow: Flow) -> Any:
         occupied = (occupancy.labels != occupancy.label_set.free) & (occupancy.labels != UNKNOWN)
         # Messages count cells x fastest, then y, then z.
-        numbers = np.flatnonzero((occupied & flow.valid).transpose(2, 1, 0))
+        known = flow.valid & np.isfinite(flow.vectors).all(axis=-1)
+        numbers = np.flatnonzero((occupied & known).transpose(2, 1, 0))
         x, y, _ = occupancy.grid.shape
         vectors = flow.vectors[numbers % x, numbers // x % y, numbers // (x * y)]
         return self._types["gdfusion_ros/msg/VoxelFlow"](

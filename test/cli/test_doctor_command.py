@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from driving import drive
 from nodes import ros_environment, running_node
@@ -76,6 +78,7 @@ def test_a_recording_that_plays_is_heard_and_frames_can_be_made_of_it(tmp_path: 
     texts = [finding["text"] for finding in findings if finding["level"] == "ok"]
     assert sum("image_rect_compressed" in text and "Hz" in text for text in texts) == 6
     assert any("frames of" in text for text in texts)
+    assert any("looks to 0 degrees" in text for text in texts)
 
 
 def test_publishers_that_the_node_cannot_hear_and_a_clock_that_is_not_there_are_errors(tmp_path: Path):
@@ -92,3 +95,30 @@ def test_publishers_that_the_node_cannot_hear_and_a_clock_that_is_not_there_are_
             errors
         )
     assert "/gdfusion has use_sim_time, but nobody publishes /clock" in errors
+
+
+def test_a_camera_whose_frame_is_no_optical_one_is_named(tmp_path: Path):
+    frames = drive([i / 2 for i in range(4)], cameras=("CAM_FRONT",))
+    body = np.eye(4)
+    body[:3, 3] = (1.5, 0.0, 1.5)  # x ahead, z up
+    views = [replace(frame.views[0], ego_from_camera=body) for frame in frames]
+    record_frames([replace(f, views=(v,)) for f, v in zip(frames, views, strict=True)], tmp_path / "bag")
+    topics = rig_files(tmp_path, ("CAM_FRONT",))["topics"]
+    command = [
+        sys.executable,
+        "-m",
+        "gdfusion_ros.cli.main",
+        "replay",
+        str(tmp_path / "bag"),
+        "--clock",
+        "--loop",
+    ]
+    with ros_environment() as environment:
+        player = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            _, findings = doctor(environment, "--live", "--seconds", "8", "--sim-time", "--topics", topics)
+        finally:
+            player.terminate()
+            player.wait()
+    warnings = [finding["text"] for finding in findings if finding["level"] == "warning"]
+    assert any("it looks up: is its frame an optical one" in text for text in warnings), findings

@@ -121,6 +121,17 @@ def test_a_flow_over_every_cell_is_dense_and_in_the_grids_order():
     assert (message.vx[number], message.vy[number], message.vz[number]) == tuple(vectors[5, 2, 1])
 
 
+@pytest.mark.parametrize("cells", ["all", "occupied"])
+def test_a_vector_that_is_not_finite_is_never_published(cells):
+    vectors = np.zeros((*GRID.shape, 3), np.float32)
+    vectors[6, 1, 1, 2], vectors[0, 0, 0, 0] = np.nan, np.inf
+    flow = Flow(FlowKind.VELOCITY, vectors, np.ones(GRID.shape, bool))
+    message = flow_message(occupancy(flow=flow), flow, "base_link", cells)
+    assert not message.dense
+    assert len(message.indices) == {"all": 8 * 4 * 3, "occupied": 8 * 4 + 2}[cells] - 2
+    assert np.isfinite(np.array([message.vx, message.vy, message.vz])).all()
+
+
 def test_points_are_the_occupied_cells_in_their_colours():
     columns = fields(points_message(occupancy(), "base_link"))
     assert len(columns["x"]) == 8 * 4 + 2

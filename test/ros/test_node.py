@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from driving import SECOND, START, drive, tiny_model
 from nodes import NodeProcess, Peer, ros_environment, running_node, wait_for
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from gdfusion_ros.assembly.grids import occupancy_of
 from gdfusion_ros.labels import OCC3D
@@ -72,8 +73,30 @@ def test_the_grids_over_dds_equal_those_of_an_offline_run(tmp_path, recording):
     assert grid.origin.position.x == -16.0
 
 
-def test_the_labels_are_latched_and_named(tmp_path):
-    with running_node(tmp_path, model=str(tiny_model(tmp_path)), weights="random:0") as (node, peer, _):
+def test_the_labels_are_latched_and_named_and_every_topic_has_its_qos(tmp_path):
+    override = {"qos_overrides./CAM_BACK/image_rect_compressed.subscription.reliability": "reliable"}
+    parameters = {"model": str(tiny_model(tmp_path)), "weights": "random:0", **override}
+    with running_node(tmp_path, **parameters) as (node, peer, _):
+        reliable, best_effort = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+        volatile, latched = DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL
+        for topic, qos in {
+            "/CAM_FRONT/image_rect_compressed": (best_effort, volatile),
+            "/CAM_FRONT/camera_info": (best_effort, volatile),
+            "/CAM_BACK/image_rect_compressed": (reliable, volatile),
+            "/tf": (reliable, volatile),
+            "/tf_static": (reliable, latched),
+            "/gdfusion/occupancy": (reliable, volatile),
+            "/gdfusion/points": (reliable, volatile),
+            "/gdfusion/label_info": (reliable, latched),
+        }.items():
+            look = (
+                peer.node.get_publishers_info_by_topic
+                if topic.startswith("/gdfusion")
+                else peer.node.get_subscriptions_info_by_topic
+            )
+            wait_for(lambda look=look, topic=topic: look(topic), topic)
+            profile = next(info.qos_profile for info in look(topic) if info.node_name == "gdfusion")
+            assert (profile.reliability, profile.durability) == qos, topic
         (info,) = peer.label_infos
         assert info.label_set == "occ3d"
         assert [(label.id, label.name) for label in info.labels] == [(la.id, la.name) for la in OCC3D.labels]
