@@ -1,2 +1,1 @@
-"""From messages to CameraFrame, free of clocks and of rclpy: the node and the bag reader share every line of
-it."""
+"""From messages to CameraFrame, free of clocks and of rclpy: the node and the bag reader share every line of it."""

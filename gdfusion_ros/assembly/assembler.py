@@ -66,8 +66,7 @@ class Submit(Protocol):
 
 
 class FrameAssembler:
-    """Assembles the frames of one rig. One thread calls everything but `resolve`, which may run in
-    another."""
+    """Assembles the frames of one rig. One thread calls everything but `resolve`, which may run in another."""
 
     def __init__(
         self,
@@ -77,8 +76,7 @@ class FrameAssembler:
         submit: Submit = LoadOnDemand,
         on_problem: Callable[[str, str, str], None] | None = None,
     ) -> None:
-        """``on_problem(where, reason, text)`` is called for everything that is refused or dropped for a
-        fault."""
+        """``on_problem(where, reason, text)`` is called for everything that is refused or dropped for a fault."""
         self.rig = rig
         self.settings = settings
         self.transforms = TransformBuffer()
@@ -205,8 +203,7 @@ class FrameAssembler:
         return list(self._placed(None, final=True))
 
     def resolve(self, frame: PendingFrame) -> CameraFrame | None:
-        """Decode the images of a frame from `poll`; None when it had to be dropped. Frames come here in
-        order.
+        """Decode the images of a frame from `poll`; None when it had to be dropped. Frames come here in order.
 
         May be called in another thread than the rest.
         """
@@ -280,8 +277,7 @@ class FrameAssembler:
         self._problem(f"transform of {child}", "transform", text)
 
     def _may_be_used(self, stamp: int) -> bool:
-        """Whether an image can belong to a frame under way or to the next: worth decoding before it is asked
-        for."""
+        """Whether an image can belong to a frame under way or to the next: worth decoding before it is asked for."""
         near = any(abs(stamp - frame.stamp_ns) <= self._tolerance_ns for frame in self._matching)
         return near or stamp >= self._key_frames.next_after - self._tolerance_ns
 

@@ -61,8 +61,7 @@ class Calibration:
 
 
 def read_camera_info(info: Message) -> Calibration:
-    """The calibration of a CameraInfo: the projection matrix of the rectified image where there is one, else
-        K.
+    """The calibration of a CameraInfo: the projection matrix of the rectified image where there is one, else K.
 
     It is for images of the region of interest where the CameraInfo names one; binning makes images smaller, as
     resizing does. Raises CalibrationError when numbers are not finite, a focal length is not positive, the

@@ -45,8 +45,7 @@ def load_image(camera: str, message: Message, raw: bool) -> LoadedImage:
 
 
 class LoadOnDemand:
-    """Decodes when the result is asked for: what an offline run wants, which never decodes an image in
-    vain."""
+    """Decodes when the result is asked for: what an offline run wants, which never decodes an image in vain."""
 
     def __init__(self, work: Callable[[], LoadedImage]) -> None:
         self._work = work

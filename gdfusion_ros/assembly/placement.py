@@ -86,8 +86,7 @@ def place(
     calibrations: Mapping[str, CalibrationHistory],
     transforms: TransformBuffer,
 ) -> Placement:
-    """Place every camera at its own exposure: camera -> fixed frame there, base -> fixed frame at the
-        anchor's.
+    """Place every camera at its own exposure: camera -> fixed frame there, base -> fixed frame at the anchor's.
 
     A camera without an image (None) is placed at the anchor's time. Raises PlacementError when something is
     wanting; no transform is ever taken to be the identity.

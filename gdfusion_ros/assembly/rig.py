@@ -1,5 +1,4 @@
-"""A rig: which cameras there are, which topics and frames they use. Read from config/topics/*.yaml or a file
-alike."""
+"""A rig: which cameras there are, which topics and frames they use. Read from config/topics/*.yaml or a file alike."""
 
 from __future__ import annotations
 

@@ -34,8 +34,7 @@ def time_message(stamp_ns: int) -> Time:
 
 
 def byte_array(values: npt.NDArray[np.uint8] | bytes) -> array[int]:
-    """A uint8[] field. rclpy takes an `array` as it is; a numpy array it would walk element by element (45
-    ms)."""
+    """A uint8[] field. rclpy takes an `array` as it is; a numpy array it would walk element by element (45 ms)."""
     result = array("B")
     result.frombytes(values if isinstance(values, bytes) else values.data)
     return result
@@ -86,8 +85,7 @@ def occupancy_message(
 
 
 def flow_message(occupancy: Occupancy, flow: Flow, frame: str, cells: Cells = "occupied") -> VoxelFlow:
-    """The flow as a message: the valid vectors of all, occupied or movable cells; sparse unless all cells
-    have one."""
+    """The flow as a message: the valid vectors of all, occupied or movable cells; sparse unless all cells have one."""
     origin, cell_size = _geometry(occupancy.grid)
     chosen = flow.valid
     if cells == "occupied":
@@ -152,8 +150,7 @@ POINT = np.dtype(
 
 
 def points_message(occupancy: Occupancy, frame: str) -> PointCloud2:
-    """The occupied cells' centres with colour (rgb as RViz packs it), label and confidence (255 where not
-    given)."""
+    """The occupied cells' centres with colour (rgb as RViz packs it), label and confidence (255 where not given)."""
     cells = np.flatnonzero(occupied(occupancy))
     points = centers(cells, occupancy.grid, POINT)
     points["label"] = np.take(occupancy.labels, cells)
@@ -166,8 +163,7 @@ def points_message(occupancy: Occupancy, frame: str) -> PointCloud2:
 
 
 def centers(cells: npt.NDArray[np.int64], grid: VoxelGrid, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """A structured array with x, y, z (metres) of the cells with these flat (X, Y, Z) indices; the rest is
-    zero."""
+    """A structured array with x, y, z (metres) of the cells with these flat (X, Y, Z) indices; the rest is zero."""
     return np.take(_all_centers(grid, dtype), cells)
 
 

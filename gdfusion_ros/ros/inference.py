@@ -35,8 +35,7 @@ class InferenceWorker:
         deliver: Callable[[Occupancy], None],
         on_failure: Callable[[str, bool], None],
     ) -> None:
-        """``deliver`` gets every occupancy; ``on_failure(text, fatal)`` every frame that failed. Both in the
-        thread."""
+        """``deliver`` gets every occupancy; ``on_failure(text, fatal)`` every frame that failed. Both in the thread."""
         self.assembler = assembler
         self.stream = stream
         self.failures: Counter[str] = Counter()
@@ -117,8 +116,7 @@ class InferenceWorker:
         self._deliver(replace(occupancy, timings_ms=timings))
 
     def _step_or_retry(self, frame: CameraFrame) -> Occupancy:
-        """Step; when memory runs out, once more without the temporal state. Raises MemoryError when that
-        fails too."""
+        """Step; when memory runs out, once more without the temporal state. Raises MemoryError when that fails too."""
         try:
             return self.stream.step(frame)
         except (RuntimeError, MemoryError) as error:

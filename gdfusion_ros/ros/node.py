@@ -65,12 +65,10 @@ class _Running:
 
 
 class OccupancyNode(LifecycleNode):  # type: ignore[misc]
-    """The ROS 2 node. `main` starts one; tests and containers may make it with a model of their own
-    loading."""
+    """The ROS 2 node. `main` starts one; tests and containers may make it with a model of their own loading."""
 
     def __init__(self, **arguments: Any) -> None:
-        """Declares the parameters; ``arguments`` go to rclpy's Node. Raises ValueError for a value out of
-        bounds."""
+        """Declares the parameters; ``arguments`` go to rclpy's Node. Raises ValueError for a value out of bounds."""
         super().__init__("gdfusion", **arguments)
         self.settings: Settings = declare(self)
         self.model: Any = None
@@ -222,8 +220,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         return int(self.get_clock().now().nanoseconds) or None
 
     def _load(self, camera: str, message: Any, raw: bool, /) -> LoadedImage:
-        """Decode, resize and crop an image, in a decoder's thread. The poses come later, at the frame's
-        assembly."""
+        """Decode, resize and crop an image, in a decoder's thread. The poses come later, at the frame's assembly."""
         image = load_image(camera, message, raw).image
         nowhere = np.eye(4)
         view = self.model.prepare(CameraView(camera, image, np.eye(3), nowhere, nowhere, 0))

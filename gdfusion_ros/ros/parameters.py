@@ -227,8 +227,7 @@ def changed(settings: Settings, parameters: Sequence[Parameter]) -> tuple[Settin
 
 
 def _problem(entry: Entry, value: object) -> str | None:
-    """What is wrong with a value, in words. Numbers' bounds are checked by rclpy as well, but not with
-    names."""
+    """What is wrong with a value, in words. Numbers' bounds are checked by rclpy as well, but not with names."""
     if entry.choices and value not in entry.choices:
         choices = ", ".join(repr(choice) for choice in entry.choices)
         return f"{entry.name} is {value!r}, but must be one of {choices}"

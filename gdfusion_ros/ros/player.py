@@ -135,8 +135,7 @@ class Player:
         pacer: Pacer | None = None,
         alive: Callable[[], bool] = lambda: True,
     ) -> Played:
-        """Publish the recording once, from ``start`` seconds on, at ``rate`` times its speed (0: without
-        waiting).
+        """Publish the recording once, from ``start`` seconds on, at ``rate`` times its speed (0: without waiting).
 
         Latched topics are sent from the beginning all the same. ``alive`` returning False ends it. Raises
         UserError when the recording is damaged or a paced grid does not come.

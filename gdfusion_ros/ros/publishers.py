@@ -107,8 +107,7 @@ class OccupancyPublishers:
     def publish_latency(
         self, occupancy: Occupancy, timings_ms: Mapping[str, float], reason: str | None
     ) -> None:
-        """Publish where a frame's time went, and what the temporal state is; one status with key and
-        value."""
+        """Publish where a frame's time went, and what the temporal state is; one status with key and value."""
         values = {f"{stage}_ms": f"{value:.3f}" for stage, value in timings_ms.items()}
         values["sequence"] = str(occupancy.sequence)
         values["history_frames"] = str(occupancy.history_frames)

@@ -31,8 +31,7 @@ class OutputRecorder:
     def __init__(
         self, node: Node, recording: Recording, name: str, on_message: Callable[[str, Any], None]
     ) -> None:
-        """``name`` is the occupancy node's, as "/gdfusion"; ``on_message(output, message)`` gets each
-        message."""
+        """``name`` is the occupancy node's, as "/gdfusion"; ``on_message(output, message)`` gets each message."""
         self._recording = recording
         self._on_message = on_message
         self._lock = threading.Lock()

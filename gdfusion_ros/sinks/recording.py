@@ -1,5 +1,4 @@
-"""A rosbag2 recording that `ros2 bag play`, RViz and Foxglove understand: types, QoS and metadata written
-with it."""
+"""A rosbag2 recording that `ros2 bag play`, RViz and Foxglove understand: types, QoS and metadata written with it."""
 
 from __future__ import annotations
 

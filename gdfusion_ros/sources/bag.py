@@ -1,5 +1,4 @@
-"""Camera frames out of a recording (rosbag2, MCAP or sqlite3, any distribution), as the live node would make
-them.
+"""Camera frames out of a recording (rosbag2, MCAP or sqlite3, any distribution), as the live node would make them.
 
 The messages go through the node's own assembler in the order they were recorded, so that running a recording
 offline gives the frames that replaying it to the node gives.

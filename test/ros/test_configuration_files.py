@@ -31,7 +31,9 @@ def test_node_yaml_documents_every_parameter_with_its_default():
     assert values == {entry.name: entry.default for entry in PARAMETERS}
     for entry in PARAMETERS:
         before = text[: re.search(rf"^    {entry.name}: ", text, re.M).start()].rstrip()
-        assert before.splitlines()[-1].strip().startswith("#"), f"{entry.name} has no comment"
+        comment = before.splitlines()[-1].strip()
+        assert comment.startswith(f"# {entry.description}")
+        assert comment.endswith("(start)") == entry.read_only
 
 
 def test_every_parameter_is_described_and_used():
