@@ -229,6 +229,10 @@ def _digest_from_json(content: dict[str, Any]) -> FrameDigest:
 
 def _check_finite(frame: CameraFrame) -> None:
     matrices = [("ego pose", frame.world_from_ego)]
+    if frame.world_from_ego_at_lidar is not None:
+        matrices.append(("ego pose at the LiDAR's sweep", frame.world_from_ego_at_lidar))
+    if frame.ego_from_lidar is not None:
+        matrices.append(("LiDAR extrinsics", frame.ego_from_lidar))
     for view in frame.views:
         matrices += [
             (f"{view.name}: intrinsics", view.intrinsics),

@@ -173,6 +173,16 @@ def test_numbers_that_are_not_finite_are_refused_before_the_network_sees_them(fi
     assert model.states == []
 
 
+@pytest.mark.parametrize("field", ["world_from_ego_at_lidar", "ego_from_lidar"])
+def test_a_lidars_numbers_that_are_not_finite_are_refused_too(field):
+    model = CountingModel()
+    broken = np.eye(4)
+    broken[0, 3] = np.inf
+    with pytest.raises(ValueError, match=r"LiDAR.*not finite"):
+        OccupancyStream(model).step(replace(frame(), **{field: broken}))
+    assert model.states == []
+
+
 def test_the_occupancy_says_where_it_comes_from():
     occupancy = OccupancyStream(CountingModel()).step(frame(x=3.0, missing=True))
     assert (occupancy.model, occupancy.weights, occupancy.grid, occupancy.label_set) == (
