@@ -68,6 +68,10 @@ class FusedConvolution(nn.Module):
         self.dilation, self.groups = convolution.dilation, convolution.groups
         small = min(weight.shape[:2]) < _FEWEST_CHANNELS
         plain = convolution.padding_mode == "zeros" and convolution.groups == 1
+        # Torch's 3D convolution of one cell takes five times as long as the product of matrices that it is.
+        self.pointwise = (
+            self.dims == 3 and plain and convolution.kernel_size == convolution.stride == (1, 1, 1)
+        )
         each = (set(weight.shape[2:]), set(self.stride), set(self.padding), set(self.dilation))
         self.winograd = not small and plain and each == ({3}, {1}, {1}, {1})
         self._transformed: dict[str, kernel.WinogradWeights] = {}
@@ -102,6 +106,8 @@ class FusedConvolution(nn.Module):
     def _plain(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         function = nn.functional.conv3d if self.dims == 3 else nn.functional.conv2d
         x = x.contiguous(memory_format=self.layout)
+        if self.pointwise:
+            return nn.functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
         return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:

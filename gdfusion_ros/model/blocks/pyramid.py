@@ -80,6 +80,13 @@ class VoxelFeaturePyramid(nn.Module):
         return [smooth(x) for smooth, x in zip(self.fpn_convs, merged, strict=True)]
 
 
+class Classifier(nn.Sequential):
+    """Entries ``0``, ``1`` and ``3``: a convolution of one cell with norm and ReLU, and one to the classes' logits.
+
+    A type of its own, as ``MixingHead`` calls its parts one by one.
+    """
+
+
 class MixingHead(nn.Module):
     """Logits from all levels at the finest size, mixed voxel by voxel with weights read off the finest level."""
 
@@ -101,7 +108,7 @@ class MixingHead(nn.Module):
         self.voxel_soft_weights = nn.Sequential(
             *_conv_norm_relu(width, narrow, 1), nn.Conv3d(narrow, mixed, 1, bias=False)
         )
-        self.occ_pred_conv = nn.Sequential(
+        self.occ_pred_conv = Classifier(
             *_conv_norm_relu(width, narrow, 1), nn.Conv3d(narrow, classes, 1, bias=False)
         )
 
@@ -110,11 +117,15 @@ class MixingHead(nn.Module):
         maps = [conv(x) for conv, x in zip(self.occ_convs, levels, strict=True)]
         if self.deblock is not None:
             maps.insert(0, self.deblock(levels[0]))
+        narrow, norm, relu, last = self.occ_pred_conv
         shares = self.voxel_soft_weights(maps[0]).softmax(dim=1)
+        # The first layer of the classifier comes before the mixing, not behind it: it mixes channels, what lies between
+        # mixes voxels, and half the channels are half the memory of the largest tensors of the network.
+        maps = [narrow(x) for x in maps]
         mixed = shares[:, :1] * maps[0]
         for i, x in enumerate(maps[1:], 1):
             mixed += shares[:, i : i + 1] * upsample(x, mixed.shape[2:], align_corners=False)
-        return cast(Tensor, self.occ_pred_conv(mixed))
+        return cast(Tensor, last(relu(norm(mixed))))
 
 
 def _conv_norm_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
