@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from gdfusion_ros.frame import CameraFrame, CameraView
+from gdfusion_ros.model.blocks.depth import DepthNetConfig
 from gdfusion_ros.model.blocks.encoders import EncoderConfig
 from gdfusion_ros.model.config import DepthBins, GridConfig, ModelConfig, load_config
+from gdfusion_ros.model.networks.surroundocc import SurroundOccArchitecture
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 
@@ -29,6 +31,33 @@ def tiny_config(name: str = "bevdetocc-gf", **temporal: object) -> ModelConfig:
         temporal=replace(config.temporal, **temporal),
         architecture=replace(a, depth_net=replace(a.depth_net, channels=32, aspp_channels=8)),
     )
+
+
+_PLUGGED_SIZES = {
+    "surroundocc": {"height": 70, "width": 110},
+    "openoccupancy": {"height": 64, "width": 128},
+    "bevdetocc-gf": {"height": 64, "width": 128},
+    "cotr": {"height": 64, "width": 128},
+}
+
+
+def plugged_config(name: str) -> ModelConfig:
+    """A published network on small images and a coarse grid."""
+    config = load_config(name)
+    base = name if name in _PLUGGED_SIZES else name.removesuffix("-gf")
+    config = replace(config, image=replace(config.image, **_PLUGGED_SIZES[base]))
+    if base == "surroundocc":
+        grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0))
+        return replace(config, grid=grid, architecture=SurroundOccArchitecture((64, 64, 128), (1, 1, 2)))
+    if base == "openoccupancy":
+        grid = replace(
+            config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0), upsampling=(2, 2, 2)
+        )
+        depth_net = DepthNetConfig(64, 32, stereo=False, deformable=True)
+        return replace(config, grid=grid, architecture=replace(config.architecture, depth_net=depth_net))
+    grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-16.0, 16.0, 2.0), z=(-4.0, 4.0, 1.0))
+    depth_net = replace(config.architecture.depth_net, channels=32, aspp_channels=16)
+    return replace(config, grid=grid, architecture=replace(config.architecture, depth_net=depth_net))
 
 
 def small_voxels(config: ModelConfig) -> ModelConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import plugged_config as small
 from torch import Tensor
 
 from gdfusion_ros.errors import UserError
@@ -17,45 +18,18 @@ from gdfusion_ros.frame import CameraFrame, CameraView
 from gdfusion_ros.geometry import Matrix, transform
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.blocks import camera_attention, compact
-from gdfusion_ros.model.blocks.depth import DepthNetConfig
-from gdfusion_ros.model.config import ModelConfig, TemporalConfig, load_config
+from gdfusion_ros.model.config import ModelConfig, TemporalConfig
 from gdfusion_ros.model.fusion import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import history_positions, sample_history
 from gdfusion_ros.model.inference import inference_form
 from gdfusion_ros.model.model import OccupancyModel, build_network
 from gdfusion_ros.model.networks.cotr import joined_entries
-from gdfusion_ros.model.networks.surroundocc import SurroundOccArchitecture
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
 from gdfusion_ros.model.weights import load_entries, published_entries, randomise, read_checkpoint
 
 pytestmark = pytest.mark.timeout(900)
 FRAMES = 3
-SIZES = {
-    "surroundocc": {"height": 70, "width": 110},
-    "openoccupancy": {"height": 64, "width": 128},
-    "bevdetocc-gf": {"height": 64, "width": 128},
-    "cotr": {"height": 64, "width": 128},
-}
-
-
-def small(name: str) -> ModelConfig:
-    """A published network on small images and a coarse grid."""
-    config = load_config(name)
-    base = name if name in SIZES else name.removesuffix("-gf")
-    config = replace(config, image=replace(config.image, **SIZES[base]))
-    if base == "surroundocc":
-        grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0))
-        return replace(config, grid=grid, architecture=SurroundOccArchitecture((64, 64, 128), (1, 1, 2)))
-    if base == "openoccupancy":
-        grid = replace(
-            config.grid, x=(-16.0, 16.0, 2.0), y=(-8.0, 8.0, 2.0), z=(-4.0, 4.0, 2.0), upsampling=(2, 2, 2)
-        )
-        depth_net = DepthNetConfig(64, 32, stereo=False, deformable=True)
-        return replace(config, grid=grid, architecture=replace(config.architecture, depth_net=depth_net))
-    grid = replace(config.grid, x=(-16.0, 16.0, 2.0), y=(-16.0, 16.0, 2.0), z=(-4.0, 4.0, 1.0))
-    depth_net = replace(config.architecture.depth_net, channels=32, aspp_channels=16)
-    return replace(config, grid=grid, architecture=replace(config.architecture, depth_net=depth_net))
 
 
 def frames(config: ModelConfig, seed: int = 0) -> Iterator[CameraFrame]:
