@@ -3,6 +3,7 @@
 #
 #   make test PYTHON=/path/to/python3.12     another Python than the first suitable one on the PATH
 #   make demo DEMO="--frames DIR"            arguments for `gdfusion demo`
+#   make pictures                            docs/images anew, with the shipped weights
 
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
@@ -14,7 +15,7 @@ RUN := $(VENV)/bin/python -m
 # A ROS installation that the shell has sourced would shadow the environment's own ROS.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test check environment clean
+.PHONY: demo test check pictures environment clean
 
 demo: environment
 	$(VENV)/bin/gdfusion demo $(DEMO)
@@ -27,6 +28,9 @@ check: environment
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports
+
+pictures: environment
+	$(VENV)/bin/python docs/pictures.py
 
 environment: $(VENV)/ready
 

@@ -37,6 +37,9 @@ def write_nuscenes(folder: Path, scenes: Mapping[str, Sequence[CameraFrame]]) ->
     for name, frames in scenes.items():
         _write_scene(folder, tables, name, frames)
         samples |= {(name, k): token("sample", name, k) for k in range(len(frames))}
+    known = {row["token"] for row in tables["sample_data"]}
+    for row in tables["sample_data"]:
+        row["next"] = row["next"] if row["next"] in known else ""
     (folder / "maps").mkdir(parents=True)
     cv2.imwrite(str(folder / "maps" / "map.png"), np.zeros((8, 8), np.uint8))
     tables["map"].append(

@@ -102,20 +102,11 @@ def opened(chromium: Any, url: str, allowed: str) -> tuple[Any, list[str]]:
     return tab, foreign
 
 
-def keep(tab: Any, name: str) -> None:
-    """Leave a screenshot where GDFUSION_SCREENSHOTS says, for people and for the documentation."""
-    folder = os.environ.get("GDFUSION_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tab.screenshot(path=str(Path(folder) / name), timeout=PATIENCE * 1000)
-
-
 def test_the_page_draws_steps_plays_and_hides_classes(chromium: Any, page: Page, shots: list[Shot]) -> None:
     player = Player(page, shots, rate=10.0)
     tab, foreign = opened(chromium, page.url, page.url)
     tab.get_by_text("frame 1 of 5").wait_for(timeout=PATIENCE * 1000)
     until(lambda: share(tab, ROAD) > 0.02 and share(tab, TERRAIN) > 0.05, "a drawing of road and grass")
-    keep(tab, "page.png")
 
     tab.get_by_role("button", name="Next", exact=True).click(timeout=PATIENCE * 1000)
     tab.get_by_text("frame 2 of 5").wait_for(timeout=PATIENCE * 1000)
@@ -134,7 +125,6 @@ def test_the_page_draws_steps_plays_and_hides_classes(chromium: Any, page: Page,
     until(lambda: not page._classes[11].value, "the page's server hearing of the click")
     until(lambda: share(tab, ROAD) < 0.1 * with_road, "hiding the road")
     assert share(tab, TERRAIN) > 0.05
-    keep(tab, "without_road.png")
 
     assert foreign == []
     tab.close()
@@ -149,7 +139,6 @@ def test_the_html_file_draws_steps_plays_and_hides_classes_without_any_network(
     tab, foreign = opened(chromium, path.as_uri(), "file:")
     tab.get_by_text("frame 1 of 5").wait_for(timeout=PATIENCE * 1000)
     until(lambda: share(tab, ROAD) > 0.02 and share(tab, TERRAIN) > 0.05, "a drawing of road and grass")
-    keep(tab, "file.png")
     assert tab.locator("#images img").count() == 2
 
     tab.get_by_role("button", name="Next").click(timeout=PATIENCE * 1000)
@@ -163,7 +152,6 @@ def test_the_html_file_draws_steps_plays_and_hides_classes_without_any_network(
     tab.get_by_label("Colour by").select_option("label")
     tab.get_by_label("driveable_surface").uncheck(timeout=PATIENCE * 1000)
     until(lambda: share(tab, ROAD) < 0.002 and share(tab, TERRAIN) > 0.05, "hiding the road")
-    keep(tab, "file_without_road.png")
     assert foreign == []
     tab.close()
 
