@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 NODE = "/gdfusion"
 TOPICS = "nuscenes"
 """Topics preset of the recordings that this project writes."""
+WORLD_SEED = 3
+"""A drive by day on which the vehicle moves, as traffic does."""
 WORLD_FRAMES = 8
 """Key frames of the made-up world: enough to see history build up."""
 
@@ -117,7 +119,7 @@ def _write_input(args: argparse.Namespace, path: Path) -> tuple[list[int], Camer
     if args.frames is None:
         from gdfusion_ros.sources.world import WorldSource
 
-        source = WorldSource(seed=0, frames=WORLD_FRAMES)
+        source = WorldSource(seed=WORLD_SEED, frames=WORLD_FRAMES)
     else:
         if not (args.frames / "frames.json").is_file():
             raise UserError(f"{args.frames} has no frames.json: give a folder of frames")
