@@ -43,11 +43,17 @@ def jobs_of(sources: list[str], out: Path) -> list[Job]:
     """A job a source, in the order of their outputs. Raises UserError when two would have the same output."""
     jobs: dict[str, Job] = {}
     for source in sources:
-        name = source.replace(":", "-") if is_world(source) else Path(source).resolve().name
+        name = source.replace(":", "-") if is_world(source) else _name(source)
         if name in jobs:
             raise UserError(f"{jobs[name].source} and {source} would both be written to {out / name}")
         jobs[name] = Job(source, out / name)
     return [jobs[name] for name in sorted(jobs)]
+
+
+def _name(source: str) -> str:
+    """A recording's own name: a link's, not that of what it leads to; a folder's where `.` or `..` stands for it."""
+    path = Path(source)
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def shard(jobs: list[Job], text: str) -> list[Job]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import Image
 from gdfusion_ros.viewer.colors import COLOR_BY, ERRORS, GREY, legend, voxel_colors
-from gdfusion_ros.viewer.picture import ego_box
+from gdfusion_ros.viewer.picture import camera_rows, ego_box
 from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 
 Tell = Callable[[int], None]
@@ -75,6 +75,7 @@ def _packed(shot: Shot, track: npt.NDArray[np.float64]) -> dict[str, Any]:
     for code, color in enumerate(ERRORS.values(), 1):
         codes[(errors == color).all(axis=1)] = code
     arrows = flow_arrows(shot)
+    ahead, back = camera_rows(shot)
     arrays = (
         shot.cells.astype("<u2"),
         shot.labels,
@@ -92,7 +93,7 @@ def _packed(shot: Shot, track: npt.NDArray[np.float64]) -> dict[str, Any]:
         "data": base64.b64encode(data).decode("ascii"),
         "track": path_in_ego(track, shot.world_from_ego).astype(np.float32).ravel().round(2).tolist(),
         "status": "\n".join(status_lines(shot)),
-        "pictures": {name: _jpeg(picture.image) for name, picture in shot.pictures.items()},
+        "pictures": {name: _jpeg(shot.pictures[name].image) for name in ahead + back},
     }
 
 

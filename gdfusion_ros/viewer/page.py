@@ -16,7 +16,7 @@ from gdfusion_ros.geometry import quaternion
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.viewer.colors import COLOR_BY, ColorBy, Colors, legend, voxel_colors
-from gdfusion_ros.viewer.picture import EGO_COLOR, ego_box
+from gdfusion_ros.viewer.picture import EGO_COLOR, camera_rows, ego_box
 from gdfusion_ros.viewer.shot import Shot, flow_arrows, path_in_ego, status_lines
 from gdfusion_ros.viewer.voxels import Choice, box, chosen, split_by_shape, square
 
@@ -238,7 +238,9 @@ class Page:
             panel.dock_left()
             panel.set_width(IMAGES_WIDTH)
             self._picture_tab = panel.add_tab("Images")
-        for name, picture in shot.pictures.items():
+        ahead, back = camera_rows(shot)
+        for name in ahead + back:
+            picture = shot.pictures[name]
             if name in self._pictures:
                 self._pictures[name].image = picture.image
             else:

@@ -119,7 +119,7 @@ def sheet(
 
 def shot_sheet(shot: Shot, width: int = 1440, color_by: ColorBy = "label", title: str = "") -> Image:
     """The same sheet of a shot."""
-    ahead, back = _rows(shot)
+    ahead, back = camera_rows(shot)
     parts = [_strip(shot, ahead, width)] if ahead else []
     if shot.truth is None:
         parts.append(render(shot, (width, width * 9 // 16), color_by=color_by))
@@ -232,7 +232,7 @@ def _shadow(
     return np.where(blocked | away, SHADOW, 1.0)
 
 
-def _rows(shot: Shot) -> tuple[list[str], list[str]]:
+def camera_rows(shot: Shot) -> tuple[list[str], list[str]]:
     """Cameras that look ahead and cameras that look back, each row from the vehicle's left to its right.
 
     Cameras of unknown place are halved in the order they have.
