@@ -19,7 +19,7 @@ from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.sources.world import GRID, NUSCENES, TRAINING_SEEDS, GroundTruth, Rig, WorldSource
 
-VERSION = 1
+VERSION = 2
 """Of the made-up world's looks and of what is stored: sequences kept under another one are drawn anew."""
 DEPTH_STEP = 0.2
 """Metres of one step of the stored depth; 255 stands for nothing within reach."""

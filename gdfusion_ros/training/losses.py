@@ -9,9 +9,9 @@ from gdfusion_ros.labels import OCC3D, LabelSet
 
 # Camera-visible voxels of each label in a frame, mean of 24 sequences of the made-up world.
 _WORLD_COUNTS = {
-    "barrier": 15.0, "bicycle": 26.0, "bus": 57.0, "car": 202.0, "motorcycle": 26.0, "pedestrian": 49.0,
-    "traffic_cone": 13.0, "truck": 67.0, "driveable_surface": 1298.0, "sidewalk": 619.0, "terrain": 491.0,
-    "manmade": 711.0, "vegetation": 355.0, "free": 19299.0,
+    "barrier": 25.0, "bicycle": 43.0, "bus": 80.0, "car": 343.0, "motorcycle": 43.0, "pedestrian": 91.0,
+    "traffic_cone": 37.0, "truck": 100.0, "driveable_surface": 1218.0, "sidewalk": 677.0, "terrain": 877.0,
+    "manmade": 890.0, "vegetation": 802.0, "free": 21535.0,
 }  # fmt: skip
 HIDDEN_WEIGHT = 0.5
 """Of a voxel that is hidden now and was seen before; a visible one has 1, others less than this."""

@@ -21,6 +21,7 @@ class SmallImageEncoder(nn.Module):
         super().__init__()
         half, quarter, eighth, sixteenth = channels
         self.stem = ConvNorm(3, half, 3, dims=2, stride=2)
+        self.rays = nn.Conv2d(_RAY_VALUES, quarter, 1)
         self.quarter = nn.Sequential(
             ConvNorm(half, quarter, 3, dims=2, stride=2), ImageResidual(quarter, quarter)
         )
@@ -38,9 +39,10 @@ class SmallImageEncoder(nn.Module):
         self.lateral = ConvNorm(quarter, outputs, 1, dims=2, relu=False)
         self.smooth = ConvNorm(outputs, outputs, 3, dims=2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B * N, 3, H, W) to (B * N, outputs, H / 4, W / 4)."""
-        quarter = self.quarter(self.stem(images))
+    def forward(self, images: Tensor, rays: Tensor) -> Tensor:
+        """(B * N, 3, H, W) and what ``ray_values`` gives of the cells to (B * N, outputs, H / 4, W / 4)."""
+        # How far something is, is seen by where it touches the ground: layers that see far need to know where that is.
+        quarter = self.quarter(self.stem(images)) + self.rays(rays)
         eighth = self.eighth(quarter)
         coarse = _doubled(self.coarse(self.sixteenth(eighth)))
         eighth = self.smooth_eighth((eighth + coarse).relu())

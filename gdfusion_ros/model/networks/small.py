@@ -93,13 +93,15 @@ class Small(nn.Module):
         batch = frame.images.shape[:2]
         rig, motion = frame.rig, frame.motion
 
+        height, width = frame.images.shape[-2:]
+        size = (height // STRIDE, width // STRIDE)
+        pixels = cell_pixels(size, frame.images.device).expand(*batch, *size, 2)
+        rays = ray_values(pixels, rig)
         with watch.stage("image_encoder"):
-            images = self.image_encoder(frame.images.flatten(0, 1))
+            images = self.image_encoder(frame.images.flatten(0, 1), rays)
         watch.show(image_features=images)
-        size = (images.shape[-2], images.shape[-1])
-        pixels = cell_pixels(size, images.device).expand(*batch, *size, 2)
         with watch.stage("depth_net"):
-            depth = self.depth_net(images, ray_values(pixels, rig))
+            depth = self.depth_net(images, rays)
         watch.show(depth=depth.probabilities, context=depth.context)
         with watch.stage("geometry_fusion"):
             geometry, geometry_state = fuse_geometry(self.geometry_fusion, depth, state, rig, motion)

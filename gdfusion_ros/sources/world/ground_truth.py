@@ -25,6 +25,9 @@ from gdfusion_ros.sources.world.layout import PERIOD
 from gdfusion_ros.sources.world.objects import KINDS, PartTable, Thing
 from gdfusion_ros.sources.world.traffic import Poses
 
+SAMPLES = (0.02, 0.5, 0.98)
+"""Where a cell is sampled along each axis, in cells: whatever reaches into it is in it, and so a camera never sees a
+surface in a free cell. In cells of 0.8 m nothing that the world is made of fits between two samples."""
 _GROUND_DEPTH = 0.05
 """The ground's label goes to the cell that holds the point this far below the surface, in metres."""
 
@@ -62,17 +65,17 @@ def static_labels(
     free: int,
     labels: npt.NDArray[np.uint8],
 ) -> None:
-    """Fill ``labels`` (X, Y, Z) with city and ground: eight samples a cell, two of which must be solid."""
+    """Fill ``labels`` (X, Y, Z) with city and ground: a cell is solid as soon as one of its samples is."""
     sx, sy, sz = labels.shape
     votes = np.zeros(256, np.int64)
     for i in range(sx):
         for j in range(sy):
             for k in range(sz):
                 solid, label = 0, free
-                for corner in range(8):
-                    gx = minimum[0] + (i + (0.75 if corner & 1 else 0.25)) * cell[0]
-                    gy = minimum[1] + (j + (0.75 if corner & 2 else 0.25)) * cell[1]
-                    gz = minimum[2] + (k + (0.75 if corner & 4 else 0.25)) * cell[2]
+                for sample in range(27):
+                    gx = minimum[0] + (i + SAMPLES[sample % 3]) * cell[0]
+                    gy = minimum[1] + (j + SAMPLES[sample // 3 % 3]) * cell[1]
+                    gz = minimum[2] + (k + SAMPLES[sample // 9]) * cell[2]
                     x, y, z = _apply(world_from_grid, gx, gy, gz)
                     layer = int(np.floor(z / COLUMN_CELL))
                     if layer < 0 or layer >= LAYERS:
@@ -82,14 +85,13 @@ def static_labels(
                     if (columns[ix, iy] >> np.uint64(layer)) & np.uint64(1):
                         solid += 1
                         votes[style_label[style[ix, iy]]] += 1
-                if solid >= 2:
+                if solid > 0:
                     best = 0
                     for c in range(free):
                         if votes[c] > best:
                             best, label = votes[c], c
-                if solid > 0:
                     votes[:] = 0
-                if solid < 2:
+                else:
                     gx = minimum[0] + (i + 0.5) * cell[0]
                     gy = minimum[1] + (j + 0.5) * cell[1]
                     gz = minimum[2] + (k + 0.5) * cell[2]
@@ -121,7 +123,7 @@ def stamp_boxes(
     labels: npt.NDArray[np.uint8],
     velocity: npt.NDArray[np.float32],
 ) -> None:
-    """Write boxes (B, 4, 4), (B, 3) over ``labels``, later ones over earlier ones: one sample of eight is enough."""
+    """Write boxes (B, 4, 4), (B, 3) over ``labels``, later ones over earlier ones, as in ``static_labels``."""
     sx, sy, sz = labels.shape
     for b in range(len(half)):
         m = grid_from_box[b]
@@ -134,10 +136,10 @@ def stamp_boxes(
             for j in range(max(first[1], 0), min(last[1], sy - 1) + 1):
                 for k in range(max(first[2], 0), min(last[2], sz - 1) + 1):
                     inside = False
-                    for corner in range(8):
-                        x = minimum[0] + (i + (0.75 if corner & 1 else 0.25)) * cell[0] - m[0, 3]
-                        y = minimum[1] + (j + (0.75 if corner & 2 else 0.25)) * cell[1] - m[1, 3]
-                        z = minimum[2] + (k + (0.75 if corner & 4 else 0.25)) * cell[2] - m[2, 3]
+                    for sample in range(27):
+                        x = minimum[0] + (i + SAMPLES[sample % 3]) * cell[0] - m[0, 3]
+                        y = minimum[1] + (j + SAMPLES[sample // 3 % 3]) * cell[1] - m[1, 3]
+                        z = minimum[2] + (k + SAMPLES[sample // 9]) * cell[2] - m[2, 3]
                         if (
                             abs(m[0, 0] * x + m[1, 0] * y + m[2, 0] * z) <= half[b, 0]
                             and abs(m[0, 1] * x + m[1, 1] * y + m[2, 1] * z) <= half[b, 1]
