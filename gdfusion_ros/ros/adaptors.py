@@ -61,7 +61,8 @@ def obstacle_points(occupancy: Occupancy, frame: str, band: tuple[float, float])
     For Nav2's voxel and obstacle layers and Autoware's obstacle segmentation.
     """
     cells = np.flatnonzero(_obstacles(occupancy) & _in_band(occupancy, band))
-    return cloud(centers(cells, occupancy.grid, XYZ), occupancy, frame)
+    data, _ = centers(cells, occupancy.grid, XYZ)
+    return cloud(data, XYZ, occupancy, frame)
 
 
 def autoware_points(occupancy: Occupancy, frame: str) -> PointCloud2:
@@ -71,13 +72,13 @@ def autoware_points(occupancy: Occupancy, frame: str) -> PointCloud2:
     "not known", as only the winning class's probability is kept.
     """
     cells = np.flatnonzero(occupied(occupancy))
-    points = centers(cells, occupancy.grid, XYZCPE)
+    data, points = centers(cells, occupancy.grid, XYZCPE)
     points["class_id"] = _point_classes(occupancy.label_set)[occupancy.labels.ravel()[cells]]
     points["probability"] = (
         1.0 if occupancy.confidence is None else occupancy.confidence.ravel()[cells] / np.float32(255)
     )
     points["entropy"] = np.nan
-    return cloud(points, occupancy, frame)
+    return cloud(data, XYZCPE, occupancy, frame)
 
 
 def occupancy_grid(occupancy: Occupancy, frame: str, band: tuple[float, float]) -> OccupancyGrid:
@@ -125,7 +126,7 @@ def flow_markers(occupancy: Occupancy, flow: Flow, frame: str) -> MarkerArray:
     if len(chosen) > MAX_ARROWS:
         chosen = np.sort(chosen[np.argpartition(-lengths[chosen], MAX_ARROWS)[:MAX_ARROWS]])
     cells, vectors = cells[chosen], vectors[chosen]
-    points = centers(cells, occupancy.grid, XYZ)
+    _, points = centers(cells, occupancy.grid, XYZ)
     here = np.stack([points["x"], points["y"], points["z"]], axis=1)
     there = here + vectors
     begins, ends = (here, there) if flow.kind is FlowKind.VELOCITY else (there, here)

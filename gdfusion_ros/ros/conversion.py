@@ -152,36 +152,47 @@ POINT = np.dtype(
 def points_message(occupancy: Occupancy, frame: str) -> PointCloud2:
     """The occupied cells' centres with colour (rgb as RViz packs it), label and confidence (255 where not given)."""
     cells = np.flatnonzero(occupied(occupancy))
-    points = centers(cells, occupancy.grid, POINT)
-    points["label"] = np.take(occupancy.labels, cells)
-    palette = occupancy.label_set.palette().astype(np.uint32) @ np.array(
-        [1 << 16, 1 << 8, 1], dtype=np.uint32
-    )
-    points["rgb"] = palette[points["label"]]
+    data, points = centers(cells, occupancy.grid, POINT)
+    labels = np.take(occupancy.labels, cells)
+    packed = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    points["rgb"] = np.take(occupancy.label_set.palette().astype(np.uint32) @ packed, labels)
+    points["label"] = labels
     points["confidence"] = 255 if occupancy.confidence is None else np.take(occupancy.confidence, cells)
-    return cloud(points, occupancy, frame, as_float=("rgb",))
+    return cloud(data, POINT, occupancy, frame, as_float=("rgb",))
 
 
-def centers(cells: npt.NDArray[np.int64], grid: VoxelGrid, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """A structured array with x, y, z (metres) of the cells with these flat (X, Y, Z) indices; the rest is zero."""
-    return np.take(_all_centers(grid, dtype), cells)
+def centers(
+    cells: npt.NDArray[np.int64], grid: VoxelGrid, dtype: np.dtype[np.void]
+) -> tuple[array[int], npt.NDArray[np.void]]:
+    """The data of a point cloud, and a view of it with x, y, z (metres) of the cells with these flat (X, Y, Z) indices.
+
+    The rest of each point is zero, to be written through the view. Points are of whole words (4 bytes).
+    """
+    data = array("B", [0]) * (len(cells) * dtype.itemsize)
+    words = np.frombuffer(data, dtype=np.uint32).reshape(len(cells), dtype.itemsize // 4)
+    np.take(_all_centers(grid, dtype), cells, axis=0, out=words, mode="clip")  # "raise" would buffer
+    return data, np.frombuffer(data, dtype=dtype)
 
 
 @lru_cache(maxsize=4)
-def _all_centers(grid: VoxelGrid, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """Every cell's centre, made once: a grid's places are the same in each frame."""
+def _all_centers(grid: VoxelGrid, dtype: np.dtype[np.void]) -> npt.NDArray[np.uint32]:
+    """(cells, words): every cell's centre as a point, made once: a grid's places are the same in each frame."""
     points = np.zeros(grid.shape, dtype=dtype)
     for axis in range(3):
         line = grid.minimum[axis] + (np.arange(grid.shape[axis]) + 0.5) * grid.cell_size[axis]
         points["xyz"[axis]] = np.expand_dims(line, tuple(other for other in range(3) if other != axis))
-    return points.ravel()
+    return points.ravel().view(np.uint32).reshape(grid.cells, -1)
 
 
 def cloud(
-    points: npt.NDArray[np.void], occupancy: Occupancy, frame: str, as_float: tuple[str, ...] = ()
+    data: array[int],
+    dtype: np.dtype[np.void],
+    occupancy: Occupancy,
+    frame: str,
+    as_float: tuple[str, ...] = (),
 ) -> PointCloud2:
-    """A PointCloud2 of a structured array; fields in ``as_float`` are declared FLOAT32 whatever they hold."""
-    assert points.dtype.fields is not None
+    """A PointCloud2 of points of this form; fields in ``as_float`` are declared FLOAT32 whatever they hold."""
+    assert dtype.fields is not None
     fields = [
         PointField(
             name=name,
@@ -189,17 +200,17 @@ def cloud(
             datatype=PointField.FLOAT32 if name in as_float else _POINT_TYPES[kind.str[1:]],
             count=1,
         )
-        for name, (kind, offset, *_) in points.dtype.fields.items()
+        for name, (kind, offset, *_) in dtype.fields.items()
     ]
     return PointCloud2(
         header=header(occupancy, frame),
         height=1,
-        width=len(points),
+        width=len(data) // dtype.itemsize,
         fields=fields,
         is_bigendian=False,
-        point_step=points.dtype.itemsize,
-        row_step=points.nbytes,
-        data=byte_array(points.view(np.uint8)),
+        point_step=dtype.itemsize,
+        row_step=len(data),
+        data=data,
         is_dense=True,
     )
 

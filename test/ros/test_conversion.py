@@ -142,6 +142,17 @@ def test_points_are_the_occupied_cells_in_their_colours():
     assert columns["confidence"][car] == occupancy().confidence[6, 1, 1]
 
 
+def test_a_grid_of_nothing_gives_clouds_of_nothing():
+    empty = occupancy(labels=np.full(GRID.shape, FREE, np.uint8))
+    for message in (
+        points_message(empty, "base_link"),
+        autoware_points(empty, "base_link"),
+        obstacle_points(empty, "base_link", (0.0, 2.0)),
+    ):
+        assert message.width == len(message.data) == message.row_step == 0
+    assert len(flow_message(empty, empty.flow, "base_link").indices) == 0
+
+
 def test_obstacle_points_leave_the_ground_and_the_sky_out():
     columns = fields(obstacle_points(occupancy(), "base_link", (0.0, 1.0)))
     assert list(columns) == ["x", "y", "z"]
