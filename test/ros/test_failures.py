@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from driving import SECOND, START, TWO_CAMERAS, intrinsics, jpeg, picture, stamped_transform, tf
 from nodes import running_node, wait_for
+from rcl_interfaces.srv import DescribeParameters
 from std_srvs.srv import Trigger
 from vehicle import MS, Vehicle, rig_files
 
 from gdfusion_ros.assembly.codec import encode_png
+from gdfusion_ros.ros.parameters import PARAMETERS
 
 pytestmark = pytest.mark.ros
 
@@ -299,6 +301,18 @@ def test_thresholds_change_at_run_time_and_the_model_does_not(vehicle):
     vehicle.frame(0.5)
     assert len(vehicle.peer.grids[-1].confidence) == 0
     vehicle.set(sync_tolerance=0.15, confidence=True)
+
+
+def test_every_parameter_is_described_with_its_range_and_whether_it_can_be_changed(vehicle):
+    request = DescribeParameters.Request(names=[entry.name for entry in PARAMETERS])
+    answer = vehicle.peer.call(DescribeParameters, "/gdfusion/describe_parameters", request)
+    for entry, told in zip(PARAMETERS, answer.descriptors, strict=True):
+        assert (told.name, told.description, told.read_only) == (
+            entry.name, entry.description, entry.read_only,
+        )  # fmt: skip
+        ranges = [(one.from_value, one.to_value) for one in (*told.floating_point_range, *told.integer_range)]
+        assert ranges == ([entry.bounds] if entry.bounds else [])
+        assert all(choice in told.additional_constraints for choice in entry.choices)
 
 
 def test_a_reset_starts_a_new_sequence(vehicle):
