@@ -166,7 +166,10 @@ def _on_ray(jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Job, di
             configure_logging=False,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster at {args.ray}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"no Ray cluster at {args.ray}: {reason}; one that asks for a token needs RAY_AUTH_MODE=token"
+        ) from error
     try:
         remote = ray.remote(num_cpus=args.threads or 1, max_retries=RETRIES)(run_job)
         files = {name: _whole(getattr(args, name)) for name in FILES}
