@@ -16,7 +16,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def main() -> int:
         node_process(args.out, **parameters, image_reliability="reliable", image_depth=50),
     ):
         _run(["replay", str(bag), "--clock", "--rate", str(args.rate), "--wait", "60"])
-        _settle(listener)
+        listener.settle()
         report = _live(listener, sent)
     report |= _compare(bag, args, listener, report["counts_add_up"])
     print(json.dumps(report))
@@ -94,17 +93,6 @@ def _run(command: list[str]) -> str:
     if done.returncode != 0:
         raise SystemExit(f"gdfusion {command[0]} failed: {done.stderr.splitlines()[-1]}")
     return done.stdout
-
-
-def _settle(listener: Listener) -> None:
-    """Wait until the node has said all it has to say of the frames that it got."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        time.sleep(2.5)  # two rounds of diagnostics
-        frames = listener.counts("frames")
-        lost = sum(n for key, n in frames.items() if key.startswith(("dropped_", "failed_")))
-        if frames["selected"] == frames["published"] + lost and len(listener.grids) >= frames["published"]:
-            return
 
 
 def _live(listener: Listener, sent: dict[str, int]) -> dict[str, Any]:

@@ -95,6 +95,20 @@ class Listener:
         """The whole numbers of a status, as "frames"."""
         return {k: int(v) for k, v in self.status.get(f"gdfusion: {name}", {}).items() if v.isdigit()}
 
+    def settle(self, seconds: float = 60.0) -> None:
+        """Wait until the node has said all that it has to say of the frames it got, when nothing more is sent."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(2.5)  # two rounds of diagnostics
+            if self.frames_add_up() and len(self.grids) >= self.counts("frames")["published"]:
+                return
+
+    def frames_add_up(self) -> bool:
+        """Whether every frame that was begun was published, dropped for a reason, or failed for one."""
+        frames = self.counts("frames")
+        lost = sum(n for key, n in frames.items() if key.startswith(("dropped_", "failed_")))
+        return bool(frames) and frames["selected"] == frames["published"] + lost
+
     def repeated(self) -> int:
         """Grids that came twice: with the stamp of another one of their sequence."""
         return len(self.grids) - len({(grid.sequence, grid.stamp_ns) for grid in self.grids})

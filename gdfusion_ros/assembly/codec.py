@@ -75,7 +75,7 @@ def check_compressed(message: Message) -> tuple[int, int]:
     elif head == b"\x89PNG\r\n\x1a\n":
         width, height = _png_size(data)
     else:
-        raise ImageError(f"format {str(message.format)[:40]!r} is neither JPEG nor PNG")
+        raise ImageError(f"the data is neither JPEG nor PNG (its format: {str(message.format)[:40]!r})")
     return _within_caps(width, height)
 
 
