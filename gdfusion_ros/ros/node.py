@@ -38,6 +38,7 @@ from gdfusion_ros.model.model import load_for_rig
 from gdfusion_ros.ros.diagnostics import Health
 from gdfusion_ros.ros.environment import use_shared_memory
 from gdfusion_ros.ros.inference import InferenceWorker
+from gdfusion_ros.ros.log import NowAndThen, ToRosLog
 from gdfusion_ros.ros.parameters import Settings, changed, declare
 from gdfusion_ros.ros.publishers import OccupancyPublishers
 from gdfusion_ros.ros.state_services import StateServices
@@ -49,6 +50,8 @@ DECODERS = 2
 """Threads that decode images: decoding is a fifth of a small network's time, and releases the interpreter."""
 REPEAT_SECONDS = 5.0
 """How often the same problem of the same camera is said again."""
+SLOW_SECONDS = 10.0
+"""How often it is said again that frames are slow."""
 SILENCE_SECONDS = 30.0
 """How often it is said again that cameras are silent."""
 
@@ -78,8 +81,9 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         self._running: _Running | None = None
         self._arrivals: dict[int, float] = {}
         self._restart_reason: str | None = None
+        self._inference_ms = 0.0
         self._stop_requested: str | None = None
-        self._told: dict[tuple[str, ...], float] = {}
+        self._warn = NowAndThen(self.get_logger().warning)
         self._silent: tuple[str, ...] = ()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -241,14 +245,20 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         self._outputs.publish_latency(occupancy, timings, reason)
         slow_ms = settings.number("slow_frame") * 1e3
         self.health.frame_made(occupancy, timings, slow_ms)
+        self._inference_ms = timings["inference"]
         if timings["total"] > slow_ms:
             text = f"slow frame: {timings['total']:.0f} ms from image to grid"
-            self.get_logger().warning(text, throttle_duration_sec=10.0)
+            self._warn(text, ("slow",), SLOW_SECONDS)
 
     def _on_restart(self, reason: str, frame: CameraFrame) -> None:
         self._restart_reason = reason
         self.health.restarts[reason] += 1
         self.get_logger().info(f"a new sequence starts at {frame.stamp_ns / 1e9:.3f} s: {reason}")
+        if reason == "gap" and self._inference_ms > self.settings.number("max_gap") * 1e3:
+            text = (
+                f"a frame took {self._inference_ms / 1e3:.1f} s, longer than max_gap: no frame has a history"
+            )
+            self._warn(text, ("max_gap",), SLOW_SECONDS)
 
     def _on_failure(self, text: str, fatal: bool) -> None:
         self.health.last_error = text
@@ -260,14 +270,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
 
     def _on_problem(self, where: str, reason: str, text: str) -> None:
         self.health.problem(where, reason, text)
-        self._warn_now_and_then(f"{where}: {text}", (where, reason), REPEAT_SECONDS)
-
-    def _warn_now_and_then(self, text: str, what: tuple[str, ...], seconds: float) -> None:
-        # At once when it is new, then every few seconds: rclpy's own throttle cannot tell one camera from another.
-        now = time.monotonic()
-        if now - self._told.get(what, -seconds) >= seconds:
-            self._told[what] = now
-            self.get_logger().warning(text)
+        self._warn(f"{where}: {text}", (where, reason), REPEAT_SECONDS)
 
     def _every_second(self) -> None:
         if self._stop_requested is not None and self._running is not None:
@@ -277,9 +280,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         if self._running is not None:
             self._say_silence()
             if self._now() is None:
-                self._warn_now_and_then(
-                    "use_sim_time is on, but nothing comes on /clock", ("/clock",), SILENCE_SECONDS
-                )
+                self._warn("use_sim_time is on, but nothing comes on /clock", ("/clock",), SILENCE_SECONDS)
         self._publish_diagnostics()
 
     def _say_silence(self) -> None:
@@ -294,11 +295,9 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
                 if known
                 else f"nobody publishes {topic}"
             )
-            self._warn_now_and_then(
-                f"no image from {', '.join(silent)}: {why}", ("silent", *silent), SILENCE_SECONDS
-            )
+            self._warn(f"no image from {', '.join(silent)}: {why}", ("silent", *silent), SILENCE_SECONDS)
         elif self._silent:
-            self._told = {what: when for what, when in self._told.items() if what[0] != "silent"}
+            self._warn.forget("silent")
             self.get_logger().info("all cameras are heard")
         self._silent = silent
 
@@ -334,21 +333,6 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         return self.model is not None and str(self.model.weights).startswith("random")
 
 
-class _ToRosLog(logging.Handler):
-    """Passes the warnings of the rest of the package on to the node's log."""
-
-    def __init__(self, node: OccupancyNode) -> None:
-        super().__init__(logging.WARNING)
-        self._logger = node.get_logger()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say it with the same severity."""
-        if record.levelno >= logging.ERROR:
-            self._logger.error(record.getMessage())
-        else:
-            self._logger.warning(record.getMessage())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; gives 0 then, also when one comes while the network runs."""
     stop = threading.Event()
@@ -364,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, UserError, rclpy.exceptions.InvalidParameterTypeException) as error:
             print(f"occupancy_node: error: {error}", file=sys.stderr)
             return 1
-        handler = _ToRosLog(node)
+        handler = ToRosLog(node.get_logger())
         logging.getLogger("gdfusion_ros").addHandler(handler)
         executor = SingleThreadedExecutor()
         executor.add_node(node)

@@ -271,6 +271,18 @@ def test_slow_frames_are_a_warning_and_a_run_of_them_an_error(vehicle):
         vehicle.set(slow_frame=2.0, slow_frames_error=5)
 
 
+def test_a_network_slower_than_the_longest_gap_is_told_that_it_has_no_history(vehicle, fault):
+    fault("slow")
+    assert vehicle.set(max_gap=0.2) == [(True, "")]
+    try:
+        vehicle.frame(0.5)
+        vehicle.frame(1.0)
+        assert vehicle.peer.latencies[-1]["sequence_started"] == "gap"
+        vehicle.node.says("longer than max_gap: no frame has a history")
+    finally:
+        vehicle.set(max_gap=1.5)
+
+
 def test_every_image_is_accounted_for(vehicle):
     vehicle.frame(0.5)
 
