@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from gdfusion_ros.frame import CameraFrame
+    from gdfusion_ros.geometry import Matrix
+    from gdfusion_ros.model.config import ModelConfig
 
 PAIRS = (
     ("bevdetocc-sf", "bevdetocc-gf"),
@@ -21,11 +34,14 @@ PAIRS = (
 )
 """Networks with several frames as input, or their features kept, and the same with GDFusion's state."""
 _MEGABYTE = 1e6
+_EVERY = 4
+"""Of the pixels' rows and columns whose points stand for a LiDAR's."""
 
 
 def measure(pairs: tuple[tuple[str, str], ...], frames: int) -> dict[str, Any]:
     """A row for each network, and for each pair how much less the second needs, in percent."""
-    rows = {name: measure_alone(name, frames) for pair in pairs for name in pair}
+    names = [name for pair in pairs for name in pair]
+    rows = {name: measure_alone(name, frames) for name in tqdm(names, "networks", disable=None)}
     return {
         "frames": frames,
         "cores": os.cpu_count(),
@@ -58,19 +74,22 @@ def measure_alone(name: str, frames: int) -> dict[str, Any]:
 def _run(name: str, frames: int) -> dict[str, Any]:
     from gdfusion_ros.model.config import load_config
     from gdfusion_ros.model.model import load_model
-    from gdfusion_ros.sources.world import WorldSource
 
     config = load_config(name)
-    source = WorldSource(0, frames, image_size=(config.image.height, config.image.width))
-    # Drawn before the network is there: its memory is not the network's.
-    drawn = list(source)
+    # Frames are drawn one by one: forty of them would be memory that no stream holds.
+    drawn = drive(config, frames)
     model = load_model(config, "random:0")
     loaded = _peak()
     sizes: list[int] = []
+    seconds: list[tuple[float, float]] = []
     state = None
     for frame in drawn:
+        begin = time.process_time(), time.perf_counter()
         _, state = model(frame, state)
+        seconds.append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
         sizes.append(state.bytes)
+    # Not the first frame, in which the inference form is made.
+    cpu, wall = (statistics.median(column) for column in zip(*(seconds[1:] or seconds)))
     return {
         "model": name,
         "history": config.temporal.history,
@@ -80,7 +99,50 @@ def _run(name: str, frames: int) -> dict[str, Any]:
         "loaded_mb": loaded,
         "peak_mb": _peak(),
         "frame_mb": _peak() - loaded,
+        "cpu_s": cpu,
+        "wall_s": wall,
     }
+
+
+def drive(config: ModelConfig, frames: int) -> Iterator[CameraFrame]:
+    """A drive through the made-up world as a network's own rig sees it, with a LiDAR where the network needs one."""
+    from gdfusion_ros.sources.world import NUSCENES, WorldSource
+    from gdfusion_ros.training.lidar import EGO_FROM_LIDAR
+
+    own = {camera.name for camera in NUSCENES.cameras}
+    rig = NUSCENES
+    if own.issuperset(config.cameras):
+        rig = rig.with_cameras(config.cameras)
+    else:
+        # Somebody else's rig: its names on these cameras.
+        cameras = (replace(camera, name=name) for camera, name in zip(rig.cameras, config.cameras))
+        rig = replace(rig, cameras=tuple(cameras), anchor=config.cameras[0])
+    source = WorldSource(0, frames, rig, (config.image.height, config.image.width))
+    for frame, truth in source.pairs():
+        points = None
+        if getattr(config.architecture, "lidar_depth", False):
+            points = _points(frame, truth.depth, EGO_FROM_LIDAR)
+        yield replace(frame, ego_from_lidar=EGO_FROM_LIDAR, lidar_points=points)
+
+
+def _points(
+    frame: CameraFrame, depths: Sequence[npt.NDArray[np.float32]], ego_from_lidar: Matrix
+) -> npt.NDArray[np.float32]:
+    """(P, 3) points in the LiDAR's frame of what some of the cameras' pixels show; ``depths`` are (H, W) in metres."""
+    lidar_from_world = np.linalg.inv(frame.world_from_ego @ ego_from_lidar)
+    clouds = []
+    for view, depth in zip(frame.views, depths, strict=True):
+        rows, columns = np.mgrid[: depth.shape[0] : _EVERY, : depth.shape[1] : _EVERY]
+        metres = depth[rows, columns]
+        transform = view.image_transform
+        pixels = np.stack(
+            [columns + transform.left, rows + transform.top, np.full(rows.shape, transform.scale)], axis=-1
+        )
+        rays = pixels / transform.scale @ np.linalg.inv(view.intrinsics).T
+        points = (rays * metres[..., None])[np.isfinite(metres)]
+        lidar_from_camera = lidar_from_world @ view.world_from_ego @ view.ego_from_camera
+        clouds.append(points @ lidar_from_camera[:3, :3].T + lidar_from_camera[:3, 3])
+    return np.concatenate(clouds).astype(np.float32)
 
 
 def _peak() -> float:
@@ -112,11 +174,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def table(result: dict[str, Any]) -> list[str]:
     """The result as lines of text."""
     lines = [
-        f"{'model':<16} {'history':<10} {'state MB':>9} {'loaded MB':>10} {'peak MB':>9} {'frame MB':>9}"
+        f"{'model':<16} {'history':<10} {'state MB':>9} {'loaded MB':>10} {'peak MB':>9} {'frame MB':>9} "
+        f"{'CPU s a frame':>13}"
     ]
     lines += [
         f"{row['model']:<16} {row['history']:<10} {row['state_mb']:9.1f} {row['loaded_mb']:10.0f} "
-        f"{row['peak_mb']:9.0f} {row['frame_mb']:9.0f}"
+        f"{row['peak_mb']:9.0f} {row['frame_mb']:9.0f} {row['cpu_s']:13.1f}"
         for row in result["rows"]
     ]
     lines += [
