@@ -124,7 +124,7 @@ class InferenceWorker:
                 raise
             log.error("out of memory: the temporal state is dropped and the frame is tried again (%s)", error)
         self.stream.forget("out_of_memory")
-        _free_memory()
+        free_memory()
         try:
             return self.stream.step(frame)
         except (RuntimeError, MemoryError) as error:
@@ -144,7 +144,8 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give back what is not used any more, the accelerator's too."""
     import torch
 
     gc.collect()

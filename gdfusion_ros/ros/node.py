@@ -37,7 +37,7 @@ from gdfusion_ros.frame import CameraFrame, CameraView, Occupancy
 from gdfusion_ros.model.model import load_for_rig
 from gdfusion_ros.ros.diagnostics import Health
 from gdfusion_ros.ros.environment import use_shared_memory
-from gdfusion_ros.ros.inference import InferenceWorker
+from gdfusion_ros.ros.inference import InferenceWorker, free_memory
 from gdfusion_ros.ros.log import NowAndThen, ToRosLog
 from gdfusion_ros.ros.parameters import Settings, changed, declare
 from gdfusion_ros.ros.publishers import OccupancyPublishers
@@ -186,6 +186,8 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         if self.settings.flag("save_state_on_exit"):
             self._state.keep(running.worker.stream)
         self._arrivals.clear()
+        del running
+        free_memory()
 
     def _clean_up(self) -> None:
         if self._outputs is not None:
@@ -193,6 +195,7 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
             self._outputs = None
         self.model = self.rig = None
         self.health = Health(())
+        free_memory()
 
     def close(self) -> None:
         """Stop the inference thread and free everything, whatever the state."""
