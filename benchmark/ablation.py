@@ -72,9 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--recipe", default="gdfusion-small", help="its streams stage is what every variant gets"
     )
-    parser.add_argument(
-        "--start", default="default", help="single-frame weights that all variants begin from"
-    )
+    parser.add_argument("--start", help="single-frame weights that all variants begin from")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--training-seeds", type=seed_range, default=range(3), metavar="A:B")
     parser.add_argument("--sequences", type=int, default=40, help="held-out sequences")
@@ -85,6 +83,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="train and score nothing")
     args = parser.parse_args()
     if not args.report:
+        if args.start is None:
+            parser.error("--start FRAMES is needed: the single-frame weights that all variants begin from")
         models = {}
         for seed in args.training_seeds:
             for name in VARIANTS:

@@ -104,9 +104,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _fresh_folder(out: Path) -> Path:
     """The output folder without what an earlier demo left there; nothing else in it is touched."""
-    for name in ("input", "output"):
-        if (out / name / "metadata.yaml").is_file() or (out / name).is_dir():
-            shutil.rmtree(out / name)
+    for folder in (out / "input", out / "output"):
+        if not folder.is_dir():
+            continue
+        if any(entry.name != "metadata.yaml" and entry.suffix != ".mcap" for entry in folder.iterdir()):
+            raise UserError(f"{folder} holds more than a recording: give another folder as --out")
+        shutil.rmtree(folder)
     for name in ("report.json", "grid.png", "node.log", "replay.log", "node.yaml"):
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)

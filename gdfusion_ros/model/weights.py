@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from gdfusion_ros.errors import UserError
@@ -265,7 +265,8 @@ def write_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -
         for name, tensor in published_entries(network).items()
     }
     temporary = path.with_name(path.name + ".part")
-    save_file(entries, str(temporary), metadata=dict(metadata))
+    # Not save_file, which makes files that only their owner can read.
+    temporary.write_bytes(save(entries, dict(metadata)))
     temporary.replace(path)
 
 

@@ -74,3 +74,18 @@ def test_a_folder_without_frames_is_refused(tmp_path):
     demo.add_arguments(parser)
     with pytest.raises(UserError, match=r"frames\.json"):
         demo.run(parser.parse_args(["--frames", str(tmp_path), "--out", str(tmp_path / "out")]))
+
+
+def test_a_folder_of_the_users_own_is_not_taken_for_an_earlier_recording(tmp_path):
+    import argparse
+
+    from gdfusion_ros.cli import demo
+
+    photo = tmp_path / "input" / "holiday.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"")
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    with pytest.raises(UserError, match="give another folder"):
+        demo.run(parser.parse_args(["--out", str(tmp_path)]))
+    assert photo.is_file()
