@@ -57,17 +57,17 @@ def run(args: argparse.Namespace) -> int:
         block = blocks_of(model.network)[name]
         with torch.inference_mode():
             flat, _ = flatten(block, calls[name][0])
-            outputs = flat(*calls[name][-1])
+            outputs = flat(*calls[name][-1].tensors)
         path = args.out / f"{model.name}.{name}.onnx"
-        export_onnx(flat, calls[name][0], path)
+        export_onnx(flat, calls[name][0].tensors, path)
         entry = {
             "block": name,
             "file": path.name,
-            "inputs": [list(tensor.shape) for tensor in calls[name][0]],
+            "inputs": [list(tensor.shape) for tensor in calls[name][0].tensors],
             "outputs": [list(tensor.shape) for tensor in outputs],
         }
         if args.verify:
-            found = onnx_session(path)([tensor.numpy() for tensor in calls[name][-1]])
+            found = onnx_session(path)([tensor.numpy() for tensor in calls[name][-1].tensors])
             scales = [float(tensor.abs().max()) or 1.0 for tensor in outputs]
             entry["error"] = max(
                 float(np.abs(a - b.numpy()).max()) / s for a, b, s in zip(found, outputs, scales)

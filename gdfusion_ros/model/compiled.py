@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,17 +38,26 @@ _PARAMETERS_FEWEST = 1000
 """A smaller block is not worth a call of another runtime."""
 
 
+class Call(NamedTuple):
+    """What a block was called with."""
+
+    tensors: list[Tensor]
+    listed: bool
+    """Whether it took them as one list, not one by one."""
+
+
 class Recorded(nn.Module):
     """A block that keeps the inputs of each call, for calibration and as examples."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
-        self.calls: list[list[Tensor]] = []
+        self.calls: list[Call] = []
 
     def forward(self, *inputs: Tensor | list[Tensor]) -> Any:
         """As the block."""
-        self.calls.append([tensor.detach().clone() for tensor in _flat(inputs)])
+        tensors = [tensor.detach().clone() for tensor in _flat(inputs)]
+        self.calls.append(Call(tensors, isinstance(inputs[0], list)))
         return self.block(*inputs)
 
 
@@ -102,8 +111,8 @@ def replace(network: nn.Module, name: str, block: nn.Module) -> None:
     setattr(network.get_submodule(".".join(parents)), last, block)
 
 
-def record(network: nn.Module, run: Callable[[], None]) -> dict[str, list[list[Tensor]]]:
-    """The inputs of every block in every call while ``run`` runs the network."""
+def record(network: nn.Module, run: Callable[[], None]) -> dict[str, list[Call]]:
+    """Every call of every block while ``run`` runs the network."""
     blocks = blocks_of(network)
     recorded = {name: Recorded(block) for name, block in blocks.items()}
     try:
@@ -117,7 +126,7 @@ def record(network: nn.Module, run: Callable[[], None]) -> dict[str, list[list[T
 
 
 def compile_blocks(
-    network: nn.Module, runtime: Runtime, precision: str, calls: dict[str, list[list[Tensor]]]
+    network: nn.Module, runtime: Runtime, precision: str, calls: dict[str, list[Call]]
 ) -> nn.Module:
     """Have the recorded blocks of a network computed by a runtime, in place; gives the network.
 
@@ -134,10 +143,10 @@ def compile_blocks(
     return network
 
 
-def flatten(block: nn.Module, inputs: list[Tensor]) -> tuple[FlatBlock, Callable[[list[Tensor]], Any]]:
+def flatten(block: nn.Module, call: Call) -> tuple[FlatBlock, Callable[[list[Tensor]], Any]]:
     """A block in a form that can be traced, and what makes the block's own output of its outputs."""
-    listed = len(inputs) > 1
-    result = block(inputs) if listed else block(*inputs)
+    listed = call.listed
+    result = block(call.tensors) if listed else block(*call.tensors)
     if isinstance(result, Tensor):
         return FlatBlock(block, listed), lambda outputs: outputs[0]
     if isinstance(result, tuple) and hasattr(result, "_fields"):
@@ -182,18 +191,16 @@ def onnx_session(path: Path) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     return lambda arrays: session.run(None, dict(zip(names, arrays)))
 
 
-def _onnxruntime(
-    block: FlatBlock, precision: str, calls: list[list[Tensor]]
-) -> Callable[..., list[np.ndarray]]:
+def _onnxruntime(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[..., list[np.ndarray]]:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "block.onnx"
-        export_onnx(block, calls[0], path)
+        export_onnx(block, calls[0].tensors, path)
         return onnx_session(path)
 
 
-def _openvino(block: FlatBlock, precision: str, calls: list[list[Tensor]]) -> Callable[..., list[np.ndarray]]:
+def _openvino(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[..., list[np.ndarray]]:
     try:
         import openvino
     except ImportError as error:
@@ -201,7 +208,7 @@ def _openvino(block: FlatBlock, precision: str, calls: list[list[Tensor]]) -> Ca
             "the backend openvino is not installed: pip install 'gdfusion_ros[openvino]'"
         ) from error
     with torch.inference_mode(False), torch.no_grad():
-        example = tuple(tensor.clone() for tensor in calls[0])
+        example = tuple(tensor.clone() for tensor in calls[0].tensors)
         model = openvino.convert_model(block, example_input=example, input=[tuple(t.shape) for t in example])
     if precision == "int8":
         model = _quantised(model, calls)
@@ -225,12 +232,12 @@ def _openvino(block: FlatBlock, precision: str, calls: list[list[Tensor]]) -> Ca
     return compute
 
 
-def _quantised(model: Any, calls: Iterable[list[Tensor]]) -> Any:
+def _quantised(model: Any, calls: Iterable[Call]) -> Any:
     try:
         import nncf
     except ImportError as error:
         raise UserError("int8 needs nncf: pip install 'gdfusion_ros[openvino]'") from error
-    items = [[tensor.numpy() for tensor in inputs] for inputs in calls]
+    items = [[tensor.numpy() for tensor in call.tensors] for call in calls]
     return nncf.quantize(
         model, nncf.Dataset(items), subset_size=len(items), preset=nncf.QuantizationPreset.MIXED
     )

@@ -22,7 +22,7 @@ from gdfusion_ros.kernels import head as kernel
 from gdfusion_ros.kernels import library
 from gdfusion_ros.labels import LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
-from gdfusion_ros.model.compiled import Runtime, compile_blocks, record
+from gdfusion_ros.model.compiled import Call, Runtime, compile_blocks, record
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.images import network_image, prepare_view
 from gdfusion_ros.model.inference import Backend, Precision, inference_form
@@ -123,8 +123,8 @@ class OccupancyModel:
         compiled = compile_blocks(copy.deepcopy(self.network, shared), backend, self.precision, calls)
         return inference_form(compiled, "bf16" if self.precision == "bf16" else "fp32")
 
-    def record_blocks(self, frames: Sequence[CameraFrame]) -> dict[str, list[list[Tensor]]]:
-        """The inputs of each of the network's blocks (gdfusion_ros.model.compiled) over consecutive frames."""
+    def record_blocks(self, frames: Sequence[CameraFrame]) -> dict[str, list[Call]]:
+        """The calls of each of the network's blocks (gdfusion_ros.model.compiled) over consecutive frames."""
 
         def run() -> None:
             state = None

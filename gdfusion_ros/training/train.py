@@ -253,6 +253,10 @@ class Trainer:
             logits = self.semantics(output.context)
             losses["semantics"] = semantics_loss(logits, targets.semantics, self.class_weights)
         total = sum((getattr(stage.losses, name) * losses[name] for name in _LOSSES), zero)
+        if not bool(total.detach().isfinite()):
+            raise UserError(
+                f"stage {stage.name}, step {self.step}: the loss is not finite; give a lower rate and --resume"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         parameters = list(self._trained(network).values())

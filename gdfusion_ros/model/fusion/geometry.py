@@ -78,7 +78,8 @@ class GeometryFusion(nn.Module):
         single = surface if measured is None else _replace(surface, measured)
         geometry = share * probabilities + (1 - share) * single
         if self.gain is not None:
-            geometry = surface + self.gain * (geometry - surface)
+            # A gain beyond 0 and 1 leads past one of the two, but a weight is never below nothing.
+            geometry = (surface + self.gain * (geometry - surface)).clamp_min(0.0)
         batch = rig.intrinsics.shape[:2]
         new_state = GeometryState(
             kept.detach().unflatten(0, batch), rig.image_rotation, rig.image_translation
