@@ -159,7 +159,8 @@ def _on_ray(jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Job, di
     _check_reachable(args.ray)
     try:
         ray.init(
-            address=None if local else args.ray,
+            # `local` is Ray's own word too: a new one, even where traces of another cluster lie about.
+            address=args.ray,
             num_cpus=args.workers if local else None,
             include_dashboard=False if local else None,
             log_to_driver=False,
