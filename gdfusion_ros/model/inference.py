@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from gdfusion_ros.model.blocks.backbone import Bottleneck
 from gdfusion_ros.model.blocks.encoders import VoxelNeck
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual, VoxelResidual, folded, upsample
 from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
+from gdfusion_ros.model.compiled import blocks_of, replace
 from gdfusion_ros.model.fusion.stacked import StackedFusion
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 
@@ -46,7 +47,11 @@ def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Modu
         raise UserError("int8 needs the backend openvino, which torch's own convolutions do not have")
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     with torch.no_grad():
-        return _Conversion(precision).convert(copy.deepcopy(network, shared).eval())
+        form = _Conversion(precision).convert(copy.deepcopy(network, shared).eval())
+    if precision == "bf16" and has_bfloat16(next(network.parameters()).device):
+        for name, block in blocks_of(network).items():
+            replace(form, name, InBfloat16(form.get_submodule(name)))
+    return form
 
 
 class FusedConvolution(nn.Module):
@@ -56,22 +61,21 @@ class FusedConvolution(nn.Module):
         self, convolution: nn.Conv2d | nn.Conv3d, norm: nn.Module | None, relu: bool, precision: Precision
     ) -> None:
         super().__init__()
-        weight, bias = folded(convolution, norm)
+        weight, bias = (tensor.detach() for tensor in folded(convolution, norm))
         self.dims = weight.dim() - 2
-        self.precision, self.relu = precision, relu
-        if precision == "bf16":
-            weight = weight.bfloat16().float()
+        self.relu = relu
+        self.rounds = precision == "bf16"
+        self.in_bfloat16 = self.rounds and has_bfloat16(weight.device)
+        if self.rounds:
+            rounded = weight.bfloat16()
+            weight, bias = (rounded, bias.bfloat16()) if self.in_bfloat16 else (rounded.float(), bias)
         self.layout = torch.channels_last_3d if self.dims == 3 else torch.channels_last
-        self.register_buffer("weight", weight.detach().contiguous(memory_format=self.layout))
-        self.register_buffer("bias", bias.detach().clone())
+        self.register_buffer("weight", weight.contiguous(memory_format=self.layout))
+        self.register_buffer("bias", bias.clone())
         self.stride, self.padding = convolution.stride, convolution.padding
         self.dilation, self.groups = convolution.dilation, convolution.groups
         small = min(weight.shape[:2]) < _FEWEST_CHANNELS
         plain = convolution.padding_mode == "zeros" and convolution.groups == 1
-        # Torch's 3D convolution of one cell takes five times as long as the product of matrices that it is.
-        self.pointwise = (
-            self.dims == 3 and plain and convolution.kernel_size == convolution.stride == (1, 1, 1)
-        )
         each = (set(weight.shape[2:]), set(self.stride), set(self.padding), set(self.dilation))
         self.winograd = not small and plain and each == ({3}, {1}, {1}, {1})
         self._transformed: dict[str, kernel.WinogradWeights] = {}
@@ -81,12 +85,11 @@ class FusedConvolution(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, inputs, ...) and a residual (B, outputs, ...) to (B, outputs, ...), channels last in memory."""
-        if self.precision == "bf16":
-            if has_bfloat16(x.device):
-                return self._in_bfloat16(x, residual)
-            x = x.bfloat16().float()
-        y = self._convolve(x, residual)
-        return y.bfloat16().float() if self.precision == "bf16" else y
+        if self.in_bfloat16:
+            return self._direct(x.bfloat16(), residual).to(x.dtype)
+        if not self.rounds:
+            return self._convolve(x, residual)
+        return self._convolve(x.bfloat16().float(), residual).bfloat16().float()
 
     def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if self.winograd and library.usable(x):
@@ -96,24 +99,47 @@ class FusedConvolution(nn.Module):
                 with torch.inference_mode(False), torch.no_grad():
                     self._transformed[name] = kernel.transform(self.weight, self.bias)
             return kernel.convolve(x, self._transformed[name], self.relu, residual)
-        return self._finish(self._plain(x, self.weight, self.bias), residual)
+        return self._direct(x, residual)
 
-    def _in_bfloat16(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        weight, bias = self.weight.bfloat16(), self.bias.bfloat16()
-        y = self._finish(self._plain(x.bfloat16(), weight, bias), residual)
-        return y.to(x.dtype)
-
-    def _plain(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        function = nn.functional.conv3d if self.dims == 3 else nn.functional.conv2d
+    def _direct(self, x: Tensor, residual: Tensor | None) -> Tensor:
         x = x.contiguous(memory_format=self.layout)
-        if self.pointwise:
-            return nn.functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        if _has_fused_operator(x):
+            return self._in_one_pass(x, residual)
+        function = nn.functional.conv3d if self.dims == 3 else nn.functional.conv2d
+        y = function(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if residual is not None:
             y += residual
         return y.relu_() if self.relu else y
+
+    def _in_one_pass(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        # What torch's compiler makes of a convolution and what follows it. Called for itself it saves the passes over
+        # memory, and small convolutions do not take torch's slow path, which they do on one thread.
+        operator, relu = torch.ops.mkldnn._convolution_pointwise, "relu" if self.relu else "none"
+        shape = (self.padding, self.stride, self.dilation, self.groups)
+        if residual is None:
+            return cast(Tensor, operator(x, self.weight, self.bias, *shape, relu, [], ""))
+        residual = residual.to(x.dtype).contiguous(memory_format=self.layout)
+        after = ("add", 1.0, "relu" if self.relu else None, [], None)
+        return cast(Tensor, operator.binary(x, residual, self.weight, self.bias, *shape, *after))
+
+
+class InBfloat16(nn.Module):
+    """A block of convolutions that gets its inputs in bfloat16 and keeps to that until its outputs."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *inputs: Tensor | list[Tensor]) -> Any:
+        """As the block, from and to float32."""
+        return _cast(self.block(*_cast(inputs, torch.bfloat16)), torch.float32)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    parts = [_cast(part, dtype) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 class FusedResidual(nn.Module):
@@ -160,6 +186,18 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return device.type == "meta" or torch.get_autocast_dtype(device.type) is not None
+
+
+def _has_fused_operator(x: Tensor) -> bool:
+    """Whether oneDNN's convolution with what follows it may be called on a tensor, here and now."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 class _Conversion:
