@@ -22,7 +22,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 1
+INTERFACE = 2
 """Of the library that this code calls; ``gdfusion_interface`` in features.cpp."""
 PANELS = {"baseline": 8, "avx2": 16, "avx512": 32}
 """Columns that a packed matrix is padded to, by instruction set: PANEL in simd.h."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels.library import call, cells_first
 
 _REMEMBERED = 4
@@ -58,6 +59,23 @@ def rank_points(coordinates: Tensor, shape: tuple[int, int, int], trilinear: boo
     order, cells = (torch.empty(len(coordinates), dtype=torch.int32) for _ in range(2))
     call("rank_points", coordinates, len(coordinates), *shape, first, starts, order, cells)
     return Ranks(coordinates, starts, order, cells)
+
+
+def ray_cells(pixels: Tensor, depths: Tensor, steps: Tensor, grid: VoxelGrid) -> Tensor:
+    """(B, N, D, h, w, 3): pixels (h, w, 2) of each camera at depths (D), in cells from the grid's lower corner.
+
+    ``steps`` (B, N, 27): the fields of Ray in projection.h.
+    """
+    batch, cameras = steps.shape[:2]
+    h, w, _ = pixels.shape
+    out = pixels.new_empty(batch, cameras, len(depths), h, w, 3)
+    minimum, cell = pixels.new_tensor(grid.minimum), pixels.new_tensor(grid.cell_size)
+    call(
+        "ray_cells",
+        *(pixels.contiguous(), depths.contiguous(), steps.contiguous(), minimum, cell),
+        *(batch * cameras, len(depths), h * w, out),
+    )
+    return out
 
 
 def splat(

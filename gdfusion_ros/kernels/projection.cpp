@@ -3,6 +3,7 @@
 // whether they fall beside them in the last digit decides whether the cost volume takes them for unseen; the published
 // weights were trained with that. This file is therefore compiled without contraction of its own.
 #include "projection.h"
+#include "simd.h"
 
 namespace {
 
@@ -12,7 +13,7 @@ constexpr float NEAREST_VISIBLE = 1e-3f;
 
 extern "C" void GDFUSION_LINE(GDFUSION_ISA)(
     const Projection* projection, const float* x, float y, int64_t w, const float* depths, int64_t depth_count,
-    const float* last_cell, float* cells) {
+    const float* last_cell, float* cells, float* distances) {
     const Projection p = *projection;
     const float shifted_y = y - p.image_shift[1];
     for (int64_t column = 0; column < w; ++column) {
@@ -38,5 +39,37 @@ extern "C" void GDFUSION_LINE(GDFUSION_ISA)(
             to[2 * d] = visible ? (normal_x + 1.0f) / 2.0f * last_cell[0] : -2.0f;
             to[2 * d + 1] = visible ? (normal_y + 1.0f) / 2.0f * last_cell[1] : -2.0f;
         }
+        if (!distances) continue;
+#pragma omp simd
+        for (int64_t d = 0; d < depth_count; ++d)
+            distances[column * depth_count + d] =
+                ((c[6] * (u * depths[d]) + c[7] * (v * depths[d])) + c[8] * depths[d]) + p.camera_shift[2];
     }
+}
+
+// Where the pixels of every camera lie at every depth, in cells of the grid from its lower corner. pixels: (pixels, 2),
+// x and y; rays: (cameras), see Ray. cells: (cameras, depths, pixels, 3).
+GDFUSION_KERNEL(ray_cells)
+(const float* pixels, const float* depths, const Ray* rays, const float* minimum, const float* cell_size, int64_t cameras,
+ int64_t depth_count, int64_t pixel_count, float* cells, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (int64_t camera = 0; camera < cameras; ++camera)
+        for (int64_t d = 0; d < depth_count; ++d) {
+            const Ray r = rays[camera];
+            const float depth = depths[d];
+            const float *i = r.calibrated_from_image, *m = r.grid_from_calibrated, *a = r.augmentation;
+            float* to = cells + (camera * depth_count + d) * pixel_count * 3;
+#pragma omp simd
+            for (int64_t n = 0; n < pixel_count; ++n) {
+                const float shifted_x = pixels[2 * n] - r.image_shift[0], shifted_y = pixels[2 * n + 1] - r.image_shift[1];
+                const float u = (i[0] * shifted_x + i[1] * shifted_y) * depth;
+                const float v = (i[2] * shifted_x + i[3] * shifted_y) * depth;
+                const float x = ((m[0] * u + m[1] * v) + m[2] * depth) + r.shift[0];
+                const float y = ((m[3] * u + m[4] * v) + m[5] * depth) + r.shift[1];
+                const float z = ((m[6] * u + m[7] * v) + m[8] * depth) + r.shift[2];
+                to[3 * n] = (((a[0] * x + a[1] * y) + a[2] * z) - minimum[0]) / cell_size[0];
+                to[3 * n + 1] = (((a[3] * x + a[4] * y) + a[5] * z) - minimum[1]) / cell_size[1];
+                to[3 * n + 2] = (((a[6] * x + a[7] * y) + a[8] * z) - minimum[2]) / cell_size[2];
+            }
+        }
 }

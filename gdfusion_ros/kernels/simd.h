@@ -6,6 +6,7 @@
 // these compilations could bring instructions to a processor that does not have them.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -95,6 +96,21 @@ inline Vector logarithm_1_2(Vector x) {
 
 inline Vector softplus(Vector x) {
     return larger(x, Vector{}) + logarithm_1_2(exponential(-magnitude(x)) + 1.0f);
+}
+
+inline void softmax(float* values, int64_t count) {
+    float highest = values[0], total = 0;
+    for (int64_t i = 1; i < count; ++i) highest = values[i] > highest ? values[i] : highest;
+    int64_t i = 0;
+    Vector partial{};
+    for (; i + LANES <= count; i += LANES) {
+        const Vector e = exponential(load(values + i) - highest);
+        store(values + i, e);
+        partial += e;
+    }
+    for (; i < count; ++i) total += values[i] = expf(values[i] - highest);
+    const float scale = 1.0f / (total + sum(partial));
+    for (i = 0; i < count; ++i) values[i] *= scale;
 }
 
 // out[r][0:PANEL] = start[0:PANEL] + sum_k a[r][k] * panel[k][0:PANEL] for ROWS rows.

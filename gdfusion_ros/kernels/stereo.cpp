@@ -52,22 +52,6 @@ inline float distance(const float* a, const Corner* k, int64_t channels) {
     return rest;
 }
 
-void softmax_of_negative(float* values, int64_t count) {
-    float lowest = values[0];
-    for (int64_t i = 1; i < count; ++i) lowest = values[i] < lowest ? values[i] : lowest;
-    float total = 0;
-    int64_t i = 0;
-    Vector partial{};
-    for (; i + LANES <= count; i += LANES) {
-        const Vector e = exponential(lowest - load(values + i));
-        store(values + i, e);
-        partial += e;
-    }
-    for (; i < count; ++i) total += values[i] = expf(lowest - values[i]);
-    const float scale = 1.0f / (total + sum(partial));
-    for (i = 0; i < count; ++i) values[i] *= scale;
-}
-
 }  // namespace
 
 // current, previous: (images, h, w, channels). projections: (images). x: (w), y: (h) network pixels of the cells' columns
@@ -86,7 +70,8 @@ GDFUSION_KERNEL(cost_volume)
             const int64_t image = line / h;
             const float* source = previous + image * h * w * channels;
             GDFUSION_LINE(GDFUSION_ISA)(
-                projections + image, x_pixels, y_pixels[line % h], w, depths, depth_count, last_cell, cells.data);
+                projections + image, x_pixels, y_pixels[line % h], w, depths, depth_count, last_cell, cells.data,
+                nullptr);
             for (int64_t x = 0; x < w; ++x) {
                 const float* pixel = current + (line * w + x) * channels;
                 float* cost = out + (line * w + x) * depth_count;
@@ -95,7 +80,7 @@ GDFUSION_KERNEL(cost_volume)
                     const float u = cells.data[(x * depth_count + d) * 2], v = cells.data[(x * depth_count + d) * 2 + 1];
                     // Written so that NaN is outside too.
                     if (!(u > -1 && u < w && v > -1 && v < h)) {
-                        cost[d] = nothing;
+                        cost[d] = -nothing;
                         continue;
                     }
                     const float left = floorf(u), top = floorf(v), a = u - left, b = v - top;
@@ -108,9 +93,9 @@ GDFUSION_KERNEL(cost_volume)
                     };
                     float seen = 0;
                     for (const Corner& k : corners) seen += k.row[witness] * k.weight;
-                    cost[d] = distance(pixel, corners, channels) + (seen == 0 ? UNSEEN_COST : 0.0f);
+                    cost[d] = -(distance(pixel, corners, channels) + (seen == 0 ? UNSEEN_COST : 0.0f));
                 }
-                softmax_of_negative(cost, depth_count);
+                softmax(cost, depth_count);
             }
         }
     }

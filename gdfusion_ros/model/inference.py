@@ -26,6 +26,7 @@ from gdfusion_ros.model.blocks.encoders import VoxelNeck
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual, VoxelResidual, folded, upsample
 from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
 from gdfusion_ros.model.compiled import blocks_of, replace
+from gdfusion_ros.model.fusion.geometry import GeometryFusion
 from gdfusion_ros.model.fusion.stacked import StackedFusion
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 
@@ -49,7 +50,7 @@ def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Modu
     with torch.no_grad():
         form = _Conversion(precision).convert(copy.deepcopy(network, shared).eval())
     if precision == "bf16" and has_bfloat16(next(network.parameters()).device):
-        for name, block in blocks_of(network).items():
+        for name in blocks_of(network):
             replace(form, name, InBfloat16(form.get_submodule(name)))
     return form
 
@@ -119,7 +120,7 @@ class FusedConvolution(nn.Module):
         if residual is None:
             return cast(Tensor, operator(x, self.weight, self.bias, *shape, relu, [], ""))
         residual = residual.to(x.dtype).contiguous(memory_format=self.layout)
-        after = ("add", 1.0, "relu" if self.relu else None, [], None)
+        after: tuple[Any, ...] = ("add", 1.0, "relu" if self.relu else None, [], None)
         return cast(Tensor, operator.binary(x, residual, self.weight, self.bias, *shape, *after))
 
 
@@ -212,8 +213,8 @@ class _Conversion:
         return self.done[id(module)]
 
     def _convert(self, module: nn.Module) -> nn.Module:
-        if isinstance(module, (RecurrentFusion, StackedFusion)):
-            return module  # the one folds for its kernels itself, the other takes its convolutions apart
+        if isinstance(module, (RecurrentFusion, GeometryFusion, StackedFusion)):
+            return module  # two have kernels of their own, the third takes its convolutions apart
         if isinstance(module, ConvNorm):
             return self._fuse(module.conv, module.bn, module.relu)
         if isinstance(module, Bottleneck) and isinstance(module.conv2, nn.Conv2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import convolution, library, lifting
 from gdfusion_ros.kernels import head as head_kernel
-from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
+from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points, pixel_grid, ray_steps
 from gdfusion_ros.model.blocks.heads import VoxelHead
 from gdfusion_ros.model.blocks.lifting import splat
 from gdfusion_ros.model.blocks.stereo import cost_volume
 from gdfusion_ros.model.config import TemporalConfig
+from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import sample_history
 from gdfusion_ros.model.state import TemporalState
@@ -81,6 +83,41 @@ def test_the_cost_volume_equals_its_twin(channels: int, depths: int, size: tuple
     assert kernel.shape == plain.shape
     wrong = ((kernel - plain).abs() > 1e-4 * plain.abs().max()).float().mean()
     assert wrong <= 0.01
+
+
+@pytest.mark.parametrize(("depths", "size"), [(16, (8, 16)), (5, (7, 9)), (33, (2, 3)), (48, (6, 11))])
+@pytest.mark.parametrize("gain", [False, True])
+def test_the_geometry_cue_equals_its_twin_over_a_sequence(
+    depths: int, size: tuple[int, int], gain: bool
+) -> None:
+    torch.manual_seed(depths)
+    rig, motion = random_rig(2, depths)
+    fusion = GeometryFusion(torch.linspace(1, 20, depths), (32, 64), gain).eval()
+    if fusion.gain is not None:
+        fusion.gain.fill_(0.7)
+    states: list[GeometryState | None] = [None, None]
+    for _ in range(3):
+        logits, surface = torch.randn(2, depths, *size), torch.rand(2, depths, *size)
+        kernel, states[0] = fusion(logits, surface, states[0], rig, motion)
+        plain, states[1] = twin(fusion, logits, surface, states[1], rig, motion)
+        assert_close(kernel, plain, 1e-4)
+        assert_close(states[0].logits, states[1].logits, 1e-4)
+        rig = dataclasses.replace(rig, image_translation=rig.image_translation + 0.4)
+
+
+@pytest.mark.parametrize(("depths", "size"), [(16, (8, 16)), (5, (7, 9)), (1, (1, 3))])
+def test_the_cells_along_rays_are_those_of_the_points_to_the_last_digit(
+    depths: int, size: tuple[int, int]
+) -> None:
+    rig, _ = random_rig(3, depths)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (0.4, 0.8, 0.5), (20, 10, 4))
+    pixels, metres = pixel_grid(size, (32, 64), torch.device("cpu")), torch.linspace(1, 20, depths)
+    cells = lifting.ray_cells(pixels, metres, ray_steps(rig), grid)
+    along = pixels.expand(1, 3, depths, *size, 2)
+    points = grid_points(along, metres[:, None, None].expand(along.shape[:-1]), rig)
+    expected = (points - torch.tensor(grid.minimum)) / torch.tensor(grid.cell_size)
+    assert_close(cells, expected, 1e-6)
+    assert (cells == expected).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("trilinear", [False, True])

@@ -96,6 +96,46 @@ def seen_from_previous(
     return projected[..., :2] / safe[..., None], z
 
 
+def projection_steps(
+    rig: CameraRig, motion: EgoMotion, image_size: tuple[int, int], rotation: Tensor, translation: Tensor
+) -> Tensor:
+    """(B * N, 34): the numbers that ``seen_from_previous``, ``to_image`` and ``normalised`` multiply, divide and shift
+    pixels by, in the order of their steps, for the kernels that repeat these steps to the last digit.
+
+    ``rotation`` (B, N, 3, 3) and ``translation`` (B, N, 3): the previous image's transform.
+    """
+    height, width = image_size
+    previous_from_current = motion.previous_camera_from_camera
+    return torch.cat(
+        [
+            rig.image_translation[..., :2],
+            torch.inverse(rig.image_rotation)[..., :2, :2].flatten(2),
+            (previous_from_current[..., :3, :3] @ torch.inverse(rig.intrinsics)).flatten(2),
+            previous_from_current[..., :3, 3],
+            rig.intrinsics[..., :2, :].flatten(2),
+            rotation[..., :2, :2].flatten(2),
+            translation[..., :2],
+            rig.intrinsics.new_tensor([width - 1, height - 1]).expand(*rig.intrinsics.shape[:2], 2),
+        ],
+        dim=-1,
+    ).flatten(0, 1)
+
+
+def ray_steps(rig: CameraRig) -> Tensor:
+    """(B, N, 27): the numbers that ``grid_points`` multiplies and shifts by, in the order of its steps, for the kernel
+    that repeats these steps to the last digit."""
+    return torch.cat(
+        [
+            rig.image_translation[..., :2],
+            torch.inverse(rig.image_rotation)[..., :2, :2].flatten(2),
+            (rig.rotation @ torch.inverse(rig.intrinsics)).flatten(2),
+            rig.translation,
+            rig.augmentation[:, None].expand_as(rig.rotation).flatten(2),
+        ],
+        dim=-1,
+    )
+
+
 def normalised(pixels: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Pixels (..., 2) as coordinates of ``grid_sample`` with ``align_corners=True``."""
     height, width = image_size

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import library
 from gdfusion_ros.kernels import lifting as kernel
-from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points, pixel_grid
+from gdfusion_ros.model.blocks.cameras import CameraRig, grid_points, pixel_grid, ray_steps
 
 
 class Contributions(NamedTuple):
@@ -53,9 +53,26 @@ def lift(
 
     ``trilinear`` spreads each point over its eight neighbours; otherwise it goes whole into one voxel.
     """
-    batch, cameras, _, h, w = context.shape
-    pixels = pixel_grid((h, w), image_size, context.device).expand(batch, cameras, len(depths), h, w, 2)
-    points = grid_points(pixels, depths[:, None, None].expand(pixels.shape[:-1]), rig)
+    pixels = pixel_grid((context.shape[-2], context.shape[-1]), image_size, context.device)
+    return lift_pixels(context, weights, pixels, depths, rig, grid, trilinear)
+
+
+def lift_pixels(
+    context: Tensor,
+    weights: Tensor,
+    pixels: Tensor,
+    depths: Tensor,
+    rig: CameraRig,
+    grid: VoxelGrid,
+    trilinear: bool,
+) -> Tensor:
+    """As ``lift``, for the network pixels (h, w, 2) that the cells of the context stand for."""
+    if library.usable(context, weights, pixels, depths, gradient=not trilinear):
+        return _by_kernel(
+            context, kernel.ray_cells(pixels, depths, ray_steps(rig), grid), weights, grid, trilinear
+        )
+    along = pixels.expand(*context.shape[:2], len(depths), *pixels.shape)
+    points = grid_points(along, depths[:, None, None].expand(along.shape[:-1]), rig)
     return splat(context, points, weights, grid, trilinear)
 
 
@@ -68,14 +85,7 @@ def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, tri
     x, y, z = grid.shape
     minimum, cell = points.new_tensor(grid.minimum), points.new_tensor(grid.cell_size)
     if library.usable(context, points, weights, gradient=not trilinear):
-        places = (points - minimum) / cell
-        samples = [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, places, weights)]
-        # Stacked as the rows of channels that they are in memory.
-        return (
-            samples[0][None]
-            if batch == 1
-            else torch.stack([s.movedim(0, -1) for s in samples]).movedim(-1, 1)
-        )
+        return _by_kernel(context, (points - minimum) / cell, weights, grid, trilinear)
     place = trilinear_contributions if trilinear else nearest_contributions
     table = context.permute(0, 1, 3, 4, 2).reshape(batch, cameras * h * w, channels)
     row = torch.arange(cameras * h * w, device=context.device).view(cameras, 1, h, w)
@@ -87,6 +97,15 @@ def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, tri
         volumes.append(gather_sum(table[b], contributions, x * y * z))
     volume = torch.stack(volumes).view(batch, z, y, x, channels)
     return volume.permute(0, 4, 2, 3, 1).contiguous()
+
+
+def _by_kernel(context: Tensor, cells: Tensor, weights: Tensor, grid: VoxelGrid, trilinear: bool) -> Tensor:
+    """As ``splat``, for points in cells of the grid."""
+    samples = [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, cells, weights)]
+    if len(samples) == 1:
+        return samples[0][None]
+    # Stacked as the rows of channels that they are in memory.
+    return torch.stack([sample.movedim(0, -1) for sample in samples]).movedim(-1, 1)
 
 
 def nearest_contributions(

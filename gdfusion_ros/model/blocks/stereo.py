@@ -13,6 +13,7 @@ from gdfusion_ros.model.blocks.cameras import (
     EgoMotion,
     normalised,
     pixel_grid,
+    projection_steps,
     seen_from_previous,
     to_image,
 )
@@ -42,7 +43,8 @@ def cost_volume(
     witness = channels - CHANNEL_GROUP
     pixels = pixel_grid((h, w), image_size, current.device)
     if library.usable(current, previous):
-        steps = projection_steps(rig, motion, image_size)
+        # Oddity (spec 12.6): the previous image is placed with the current image transform.
+        steps = projection_steps(rig, motion, image_size, rig.image_rotation, rig.image_translation)
         return kernel.cost_volume(current, previous, steps, pixels[0, :, 0], pixels[:, 0, 1], depths, witness)
     pixels = pixels.expand(*rig.intrinsics.shape[:2], h, w, 2)
     cost = current.new_empty(images, len(depths), h, w)
@@ -66,26 +68,6 @@ def cost_volume(
             distance = warped.sub_(current_rows[i]).abs_().sum(dim=1)
             cost[i, d] = (distance + UNSEEN_COST * unseen).view(h, w)
     return cost.neg_().softmax(dim=1)
-
-
-def projection_steps(rig: CameraRig, motion: EgoMotion, image_size: tuple[int, int]) -> Tensor:
-    """(B * N, 34): the numbers that ``seen_from_previous``, ``to_image`` and ``normalised`` multiply, divide and shift
-    pixels by, in the order of their steps, for the kernel that repeats these steps to the last digit."""
-    height, width = image_size
-    previous_from_current = motion.previous_camera_from_camera
-    return torch.cat(
-        [
-            rig.image_translation[..., :2],
-            torch.inverse(rig.image_rotation)[..., :2, :2].flatten(2),
-            (previous_from_current[..., :3, :3] @ torch.inverse(rig.intrinsics)).flatten(2),
-            previous_from_current[..., :3, 3],
-            rig.intrinsics[..., :2, :].flatten(2),
-            rig.image_rotation[..., :2, :2].flatten(2),
-            rig.image_translation[..., :2],
-            rig.intrinsics.new_tensor([width - 1, height - 1]).expand(*rig.intrinsics.shape[:2], 2),
-        ],
-        dim=-1,
-    ).flatten(0, 1)
 
 
 def bilinear_rows(where: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

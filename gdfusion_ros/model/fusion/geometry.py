@@ -7,12 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.kernels import geometry as kernel
+from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.cameras import (
     NEAREST_VISIBLE,
     CameraRig,
     EgoMotion,
     normalised,
     pixel_grid,
+    projection_steps,
     seen_from_previous,
     to_image,
 )
@@ -62,6 +65,9 @@ class GeometryFusion(nn.Module):
         ``measured`` (B * N, D, h, w): one-hot depth where a LiDAR saw the pixel, zero elsewhere, in networks with
         LiDAR depth.
         """
+        if measured is None and library.usable(logits, surface):
+            geometry, kept = self._by_kernel(logits, surface, state, rig, motion)
+            return geometry, _carried(kept, rig)
         # Oddity (spec 12.11): in the state, measured cells are probabilities among the logits of the others.
         kept = logits if measured is None else _replace(logits, measured)
         fused = logits
@@ -80,11 +86,31 @@ class GeometryFusion(nn.Module):
         if self.gain is not None:
             # A gain beyond 0 and 1 leads past one of the two, but a weight is never below nothing.
             geometry = (surface + self.gain * (geometry - surface)).clamp_min(0.0)
-        batch = rig.intrinsics.shape[:2]
-        new_state = GeometryState(
-            kept.detach().unflatten(0, batch), rig.image_rotation, rig.image_translation
+        return geometry, _carried(kept, rig)
+
+    def _by_kernel(
+        self,
+        logits: Tensor,
+        surface: Tensor,
+        state: GeometryState | None,
+        rig: CameraRig,
+        motion: EgoMotion,
+    ) -> kernel.FusedGeometry:
+        pixels = pixel_grid((logits.shape[-2], logits.shape[-1]), self.image_size, logits.device)
+        history, rotation, translation = state or GeometryState(
+            logits, rig.image_rotation, rig.image_translation
         )
-        return geometry, new_state
+        return kernel.fuse(
+            logits,
+            surface,
+            None if state is None else history.flatten(0, 1),
+            projection_steps(rig, motion, self.image_size, rotation, translation),
+            pixels[0, :, 0],
+            pixels[:, 0, 1],
+            self.depths,
+            (self.history_gate, self.output_gate),
+            1.0 if self.gain is None else float(self.gain),
+        )
 
     def _warp(self, state: GeometryState, rig: CameraRig, motion: EgoMotion, size: torch.Size) -> Tensor:
         """The state's logits (B * N, D, h, w) at the points that the current pixels and depth bins stand for."""
@@ -103,6 +129,12 @@ class GeometryFusion(nn.Module):
             padding_mode="zeros",
             align_corners=True,
         )[:, 0]
+
+
+def _carried(logits: Tensor, rig: CameraRig) -> GeometryState:
+    """The state of fused logits (B * N, D, h, w)."""
+    seen = logits.detach().unflatten(0, rig.intrinsics.shape[:2])
+    return GeometryState(seen, rig.image_rotation, rig.image_translation)
 
 
 def _replace(values: Tensor, measured: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gdfusion_ros.model.blocks.cameras import depth_values, grid_points
-from gdfusion_ros.model.blocks.lifting import splat
+from gdfusion_ros.model.blocks.cameras import depth_values
+from gdfusion_ros.model.blocks.lifting import lift_pixels
 from gdfusion_ros.model.blocks.small import (
     STRIDE,
     FlatEncoder,
@@ -95,8 +95,8 @@ class Small(nn.Module):
 
         height, width = frame.images.shape[-2:]
         size = (height // STRIDE, width // STRIDE)
-        pixels = cell_pixels(size, frame.images.device).expand(*batch, *size, 2)
-        rays = ray_values(pixels, rig)
+        pixels = cell_pixels(size, frame.images.device)
+        rays = ray_values(pixels.expand(*batch, *size, 2), rig)
         with watch.stage("image_encoder"):
             images = self.image_encoder(frame.images.flatten(0, 1), rays)
         watch.show(image_features=images)
@@ -108,11 +108,8 @@ class Small(nn.Module):
         watch.show(geometry=geometry)
 
         with watch.stage("lifting"):
-            bins = len(self.depths)
-            along = pixels[:, :, None].expand(*batch, bins, *size, 2)
-            points = grid_points(along, self.depths[:, None, None].expand(along.shape[:-1]), rig)
             context, weights = depth.context.unflatten(0, batch), geometry.unflatten(0, batch)
-            voxels = splat(context, points, weights, self.grid, trilinear=False)
+            voxels = lift_pixels(context, weights, pixels, self.depths, rig, self.grid, trilinear=False)
             # A near voxel sums hundreds of pixels, a far one a share of one: the logarithm brings them together.
             voxels = torch.log1p(_SPREAD * voxels)
         watch.show(voxel_before_fusion=voxels)
