@@ -31,13 +31,6 @@ inline void gather(Vector a, Vector b, Vector c, Vector d, Vector& first, Vector
     first = a + b + c, second = b - c - d;
 }
 
-inline Vector load_part(const float* p, int64_t width) {
-    if (width >= LANES) return load(p);
-    Vector part{};
-    for (int64_t k = 0; k < width; ++k) part[k] = p[k];
-    return part;
-}
-
 // A column is all tiles that differ in their place along the last axis only: 2 x 2 outputs by the axis' whole length,
 // from 4 x 4 inputs. Along the first two axes it is transformed cell by cell, along the last one tile by tile.
 //

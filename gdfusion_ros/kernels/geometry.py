@@ -30,7 +30,7 @@ def fuse(
     gates: tuple[nn.Sequential, nn.Sequential],
     gain: float,
 ) -> FusedGeometry:
-    """Depth weights and logits from this frame's ``logits`` and ``surface`` (I, D, h, w) and the last one's ``history``.
+    """From this frame's ``logits`` and ``surface`` (I, D, h, w), and the last one's ``history``.
 
     ``projections``, ``x``, ``y`` and ``depths`` as for ``stereo.cost_volume``; ``gates``: those between history and
     logits, and between both and the surface; ``gain``: of the result over the surface.

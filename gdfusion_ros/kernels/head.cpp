@@ -7,6 +7,7 @@
 namespace {
 
 constexpr int64_t TILE = 48;
+constexpr float EXCLUDED = 1e30f;
 
 }  // namespace
 
@@ -41,19 +42,23 @@ GDFUSION_KERNEL(classify)
     const int64_t classes = channels - skipped, wide = round_up(classes, LANES);
 #pragma omp parallel num_threads(threads)
     {
-        Scratch values(wide);
-        for (int64_t k = 0; k < wide; ++k) values.data[k] = -1e30f;
+        // Added to logits: nothing, or so much that the label cannot win.
+        Scratch values(wide), penalty(wide);
+        for (int64_t k = 0; k < wide; ++k) penalty.data[k] = k < classes && allowed[k] ? 0.0f : -EXCLUDED;
 #pragma omp for schedule(dynamic)
         for (int64_t x = 0; x < size_x; ++x)
             for (int64_t y = 0; y < size_y; ++y)
                 for (int64_t z = 0; z < size_z; ++z) {
                     const float* from = logits + ((y * size_x + x) * size_z + z) * channels + skipped;
-                    float best = -1e30f;
-                    int64_t winner = 0;
-                    for (int64_t k = 0; k < classes; ++k) {
-                        values.data[k] = allowed[k] ? from[k] : -1e30f;
-                        if (values.data[k] > best) best = values.data[k], winner = k;
+                    Vector highest = splat(-EXCLUDED);
+                    for (int64_t k = 0; k < wide; k += LANES) {
+                        const Vector part = load_part(from + k, classes - k) + load(penalty.data + k);
+                        store(values.data + k, part);
+                        highest = larger(part, highest);
                     }
+                    const float best = maximum(highest);
+                    int64_t winner = 0;
+                    while (winner + 1 < classes && values.data[winner] != best) ++winner;
                     Vector total{};
                     for (int64_t k = 0; k < wide; k += LANES) total += exponential(load(values.data + k) - best);
                     const int64_t to = (x * size_y + y) * size_z + z;

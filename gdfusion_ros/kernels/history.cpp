@@ -71,11 +71,9 @@ void move(
         float offset[DIMS], position[DIMS], gradient[DIMS];
         for (int a = 0; a < DIMS; ++a) {
             Vector partial{};
-            int64_t c = 0;
-            for (; c + LANES <= channels; c += LANES) partial += load(features + c) * load(weight + a * channels + c);
-            float total = bias[a] + sum(partial);
-            for (; c < channels; ++c) total += features[c] * weight[a * channels + c];
-            offset[a] = clamp(total, -LARGEST_OFFSET, LARGEST_OFFSET);
+            for (int64_t c = 0; c < channels; c += LANES)
+                partial += load_part(features + c, channels - c) * load_part(weight + a * channels + c, channels - c);
+            offset[a] = clamp(bias[a] + sum(partial), -LARGEST_OFFSET, LARGEST_OFFSET);
             const float* m = matrix + 4 * a;
             gradient[a] = 0;
             position[a] = m[0] * x + m[1] * y + m[2] * z + m[3];
@@ -127,9 +125,10 @@ void sample(
         }
         if (!inside || weight == 0) continue;
         const float* row = history + grid.row(at[0], at[1], at[2]) * channels;
-        int64_t c = 0;
-        for (; c + LANES <= channels; c += LANES) store(out + c, load(out + c) + load(row + c) * weight);
-        for (; c < channels; ++c) out[c] += row[c] * weight;
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const int64_t width = channels - c;
+            store_part(out + c, load_part(out + c, width) + load_part(row + c, width) * weight, width);
+        }
     }
 }
 
@@ -195,9 +194,8 @@ GDFUSION_KERNEL(voxel_fusion)
             for (int64_t i = 0; i < tile; ++i) {
                 const float* from = result.data + i * wide;
                 float* to = out + (begin + i) * channels;
-                int64_t c = 0;
-                for (; c + LANES <= channels; c += LANES) store(to + c, larger(load(from + c), Vector{}));
-                for (; c < channels; ++c) to[c] = from[c] > 0 ? from[c] : 0;
+                for (int64_t c = 0; c < channels; c += LANES)
+                    store_part(to + c, larger(load(from + c), Vector{}), channels - c);
             }
         }
     }

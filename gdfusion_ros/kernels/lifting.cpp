@@ -9,9 +9,10 @@
 namespace {
 
 inline void add_scaled(float* sum, const float* row, float weight, int64_t channels) {
-    int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES) store(sum + c, load(sum + c) + load(row + c) * weight);
-    for (; c < channels; ++c) sum[c] += row[c] * weight;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const int64_t width = channels - c;
+        store_part(sum + c, load_part(sum + c, width) + load_part(row + c, width) * weight, width);
+    }
 }
 
 }  // namespace
@@ -78,11 +79,9 @@ GDFUSION_KERNEL(lift_nearest_gradient)
             const float* g = gradient + cell_of[point] * channels;
             add_scaled(of_features, g, weights[point], channels);
             Vector product{};
-            int64_t c = 0;
-            for (; c + LANES <= channels; c += LANES) product += load(features + c) * load(g + c);
-            float total = ::sum(product);
-            for (; c < channels; ++c) total += features[c] * g[c];
-            of_weights[point] = total;
+            for (int64_t c = 0; c < channels; c += LANES)
+                product += load_part(features + c, channels - c) * load_part(g + c, channels - c);
+            of_weights[point] = ::sum(product);
         }
     }
 }

@@ -12,6 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #define GDFUSION_JOIN2(name, isa) gdfusion_##name##_##isa
 #define GDFUSION_JOIN(name, isa) GDFUSION_JOIN2(name, isa)
 // The exported name of a kernel, as in gdfusion_cost_volume_avx2.
@@ -36,6 +40,27 @@ constexpr int PANEL = 2 * LANES;
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+// The first `width` floats, and zeros behind them; the other way round, nothing behind them is written.
+inline Vector load_part(const float* p, int64_t width) {
+    if (width >= LANES) return load(p);
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << width) - 1), p));
+#else
+    Vector part{};
+    for (int64_t k = 0; k < width; ++k) part[k] = p[k];
+    return part;
+#endif
+}
+inline void store_part(float* p, Vector v, int64_t width) {
+    if (width >= LANES) return store(p, v);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << width) - 1), reinterpret_cast<__m512>(v));
+#else
+    for (int64_t k = 0; k < width; ++k) p[k] = v[k];
+#endif
+}
+
 // Minus zero, not plus: that the compiler may drop, since -0 + 0 is not -0.
 inline Vector splat(float x) { return x - Vector{}; }
 inline Vector select(Integers mask, Vector yes, Vector no) {
@@ -46,9 +71,21 @@ inline Vector smaller(Vector a, Vector b) { return select(a < b, a, b); }
 inline Vector magnitude(Vector a) { return reinterpret_cast<Vector>(reinterpret_cast<Integers>(a) & 0x7fffffff); }
 
 inline float sum(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#endif
     float total = 0;
     for (int i = 0; i < LANES; ++i) total += v[i];
     return total;
+}
+
+inline float maximum(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#endif
+    float highest = v[0];
+    for (int i = 1; i < LANES; ++i) highest = v[i] > highest ? v[i] : highest;
+    return highest;
 }
 
 inline float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
