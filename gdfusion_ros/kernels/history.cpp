@@ -104,12 +104,17 @@ void move(
 // The history at a position, interpolated, zero outside the grid.
 void sample(
     const float* history, int64_t channels, const Grid& grid, const float* position, int dims, float* out) {
-    memset(out, 0, static_cast<size_t>(channels) * 4);
     int64_t low[3] = {0, 0, 0};
     float fraction[3] = {0, 0, 0};
+    const float* rows[8];
+    float weights[8];
+    int count = 0;
     for (int a = 0; a < dims; ++a) {
         const float p = grid.size[a] > 1 ? position[a] : 0.0f;
-        if (!(p > -1 && p < grid.size[a])) return;
+        if (!(p > -1 && p < grid.size[a])) {
+            memset(out, 0, static_cast<size_t>(channels) * 4);
+            return;
+        }
         const float cell = floorf(p);
         low[a] = static_cast<int64_t>(cell), fraction[a] = p - cell;
     }
@@ -124,11 +129,13 @@ void sample(
             inside = inside && at[a] >= 0 && at[a] < grid.size[a];
         }
         if (!inside || weight == 0) continue;
-        const float* row = history + grid.row(at[0], at[1], at[2]) * channels;
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t width = channels - c;
-            store_part(out + c, load_part(out + c, width) + load_part(row + c, width) * weight, width);
-        }
+        rows[count] = history + grid.row(at[0], at[1], at[2]) * channels;
+        weights[count++] = weight;
+    }
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vector total{};
+        for (int k = 0; k < count; ++k) total += load_part(rows[k] + c, channels - c) * weights[k];
+        store_part(out + c, total, channels - c);
     }
 }
 

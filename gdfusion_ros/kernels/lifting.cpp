@@ -50,13 +50,18 @@ GDFUSION_KERNEL(rank_points)
 GDFUSION_KERNEL(lift_nearest)
 (const float* table, const float* weights, const int32_t* starts, const int32_t* order, int64_t depths, int64_t pixels,
  int64_t channels, int64_t cells, float* out, int32_t threads) {
+    // 32 bits, as the points' numbers have: their division takes a third of the time.
+    const uint32_t per_map = static_cast<uint32_t>(pixels), per_camera = static_cast<uint32_t>(depths * pixels);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1024)
     for (int64_t cell = 0; cell < cells; ++cell) {
-        float* sum = out + cell * channels;
-        memset(sum, 0, static_cast<size_t>(channels) * 4);
-        for (int32_t k = starts[cell]; k < starts[cell + 1]; ++k) {
-            const int64_t point = order[k], camera = point / (depths * pixels), pixel = point % pixels;
-            add_scaled(sum, table + (camera * pixels + pixel) * channels, weights[point], channels);
+        for (int64_t c = 0; c < channels; c += LANES) {
+            Vector total{};
+            for (int32_t k = starts[cell]; k < starts[cell + 1]; ++k) {
+                const uint32_t point = static_cast<uint32_t>(order[k]);
+                const int64_t row = point / per_camera * per_map + point % per_map;
+                total += load_part(table + row * channels + c, channels - c) * weights[point];
+            }
+            store_part(out + cell * channels + c, total, channels - c);
         }
     }
 }

@@ -86,7 +86,7 @@ class RecurrentFusion(nn.Module):
                 new_state |= zip(_SCENE, learned)
         fused = layers_last(x)
         if self.gain is not None:
-            fused = voxels + self.gain.view(-1, *([1] * (voxels.dim() - 2))) * (fused - voxels)
+            fused = torch.lerp(voxels, fused, self.gain.view(-1, *([1] * (voxels.dim() - 2))))
         watch.show(scene_fused=fused)
         return FusedVoxels(fused, offsets, inside), new_state
 
