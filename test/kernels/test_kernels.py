@@ -86,15 +86,15 @@ def test_the_cost_volume_equals_its_twin(channels: int, depths: int, size: tuple
 
 
 @pytest.mark.parametrize(("depths", "size"), [(16, (8, 16)), (5, (7, 9)), (33, (2, 3)), (48, (6, 11))])
-@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("gain", [None, 0.7, 1.7])
 def test_the_geometry_cue_equals_its_twin_over_a_sequence(
-    depths: int, size: tuple[int, int], gain: bool
+    depths: int, size: tuple[int, int], gain: float | None
 ) -> None:
     torch.manual_seed(depths)
     rig, motion = random_rig(2, depths)
-    fusion = GeometryFusion(torch.linspace(1, 20, depths), (32, 64), gain).eval()
+    fusion = GeometryFusion(torch.linspace(1, 20, depths), (32, 64), gain is not None).eval()
     if fusion.gain is not None:
-        fusion.gain.fill_(0.7)
+        fusion.gain.fill_(gain)
     states: list[GeometryState | None] = [None, None]
     for _ in range(3):
         logits, surface = torch.randn(2, depths, *size), torch.rand(2, depths, *size)
