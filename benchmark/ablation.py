@@ -2,6 +2,8 @@
 
   python benchmark/ablation.py --out runs/ablation --start FRAMES       everything: hours on two cores
   python benchmark/ablation.py --out runs/ablation --start FRAMES --training-seeds 0:1 --sequences 12
+  python benchmark/ablation.py --out runs/without --start WEIGHTS --steps 0 --training-seeds 0:1
+                                         trains nothing: trained weights with cues switched off
   python benchmark/ablation.py --out runs/ablation --report             table and plot of what is there
 
 Every variant begins from the same single-frame weights, sees the same sequences in the same order for the same number
@@ -73,7 +75,7 @@ def main() -> None:
         "--recipe", default="gdfusion-small", help="its streams stage is what every variant gets"
     )
     parser.add_argument("--start", help="single-frame weights that all variants begin from")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600, help="of each variant's training (%(default)s)")
     parser.add_argument("--training-seeds", type=seed_range, default=range(3), metavar="A:B")
     parser.add_argument("--sequences", type=int, default=40, help="held-out sequences")
     parser.add_argument("--frames", type=int, default=20)
@@ -109,6 +111,9 @@ def variant(config: ModelConfig, cues: tuple[str, ...]) -> ModelConfig:
 def train(args: argparse.Namespace, name: str, seed: int) -> Path:
     """The weights of a variant, trained if they are not there yet."""
     folder = args.out / f"{name}-{seed}"
+    if args.steps == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(args.start)
     done = folder / "trained.json"
     if not done.is_file():
         base = load_recipe(args.recipe)
