@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("recipe", help="name of a recipe under config/training, or a .yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and curves")
-    parser.add_argument("--minutes", type=float, help="train for this long instead of the recipe's steps")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="train for this long instead of the recipe's steps; waiting for sequences does not count",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument(
         "--cache", type=Path, help="folder that keeps the drawn sequences (default: OUT/sequences)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -40,6 +41,8 @@ class Loader:
         self._keep = keep
         self._held: OrderedDict[int, Sequence] = OrderedDict()
         self._coming: dict[int, Future[Sequence]] = {}
+        self.waited = 0.0
+        """Seconds that were spent waiting for sequences to be drawn."""
         # Spawned, not forked: a fork of a process with threads may hang.
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
 
@@ -50,8 +53,10 @@ class Loader:
         if number in self._held:
             self._held.move_to_end(number)
             return self._held[number]
+        begun = time.monotonic()
         future = self._coming.pop(number, None)
         self._held[number] = self._sequences[number] if future is None else future.result()
+        self.waited += time.monotonic() - begun
         while len(self._held) > self._keep:
             self._held.popitem(last=False)
         return self._held[number]

@@ -61,8 +61,8 @@ class Trainer:
         config: ModelConfig | None = None,
         nuscenes: NuScenesSequences | None = None,
     ) -> None:
-        """``minutes`` replaces the stages' steps by their share of a time. ``config`` replaces the recipe's model.
-        ``nuscenes`` are the sequences of a recipe whose data is ``folder``.
+        """``minutes`` replaces the stages' steps by their share of a time, in which waiting for data does not count.
+        ``config`` replaces the recipe's model. ``nuscenes`` are the sequences of a recipe whose data is ``folder``.
         """
         self.recipe = recipe
         self.out = out
@@ -164,11 +164,13 @@ class Trainer:
             rate = learning_rate(stage, self._progress(stage))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
+            waited = self.loader.waited
             losses = self._train_step(network, stage)
             self.first_losses = self.first_losses or losses
             self.step, done, counted = self.step + 1, done + 1, counted + 1
             now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
+            # A short training would otherwise be over before its first sequences are drawn.
+            self.seconds, last = self.seconds + now - last - (self.loader.waited - waited), now
             for name in _LOSSES:
                 sums[name] += losses[name]
             bar.update()
