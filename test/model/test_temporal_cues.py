@@ -328,3 +328,19 @@ def test_the_plain_and_the_kernel_form_of_the_fusion_agree() -> None:
                 state = TemporalState(i + 1, tensors)
         results.append(out.voxels)
     assert torch.allclose(*results, atol=1e-4)
+
+
+@pytest.mark.parametrize("gain", [-0.5, 3.0])
+def test_lifting_weights_are_never_below_nothing_whatever_the_gain(gain: float) -> None:
+    cue = GeometryFusion(torch.arange(1.0, 9.0), (64, 96), gain=True)
+    assert cue.gain is not None
+    cue.gain.data.fill_(gain)
+    surface = torch.zeros(2, 8, 4, 6)
+    surface[:, 0] = 1.0
+    logits = torch.full((2, 8, 4, 6), -9.0)
+    logits[:, 1] = 9.0
+    for gradient in (True, False):  # the twin, then the kernel
+        with torch.set_grad_enabled(gradient):
+            weights, _ = cue(logits, surface, None, rig(), still())
+        assert float(weights.min()) == 0.0
+        assert float(weights.max()) > 0.5

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
 from gdfusion_ros.training.beginning import begin_history, begin_with_shares
 from gdfusion_ros.training.losses import world_class_weights
-from gdfusion_ros.training.order import single_frame
+from gdfusion_ros.training.order import Loader, single_frame
 from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe
 from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
 
@@ -193,3 +194,23 @@ def test_every_frame_of_a_chunk_comes_once():
 def test_an_unknown_recipe_is_refused_with_the_names_there_are():
     with pytest.raises(UserError, match="gdfusion-small"):
         load_recipe("gdfusion-tiny")
+
+
+def test_waiting_for_sequences_is_told_apart_from_training():
+    class Slow:
+        def __getitem__(self, number: int) -> int:
+            time.sleep(0.05)
+            return number
+
+    loader = Loader(Slow(), workers=0)  # type: ignore[arg-type]
+    assert loader[3] == loader[3] == 3
+    once = loader.waited
+    assert once >= 0.05
+    assert loader[3] == 3
+    assert loader.waited == once
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(config, cache, tmp_path):
+    stage = Stage("one", False, 2, 1.0, batch=1, rate=0.001, losses=LossWeights(depth=float("nan")))
+    with pytest.raises(UserError, match="not finite"):
+        Trainer(Recipe("bad", "world", 2, 2, (stage,)), tmp_path, cache=cache, config=config).run()
