@@ -11,6 +11,9 @@ import yaml
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.model.config import read_section
 
+MOST_SEQUENCES = 10_000
+"""Of the world in one training."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -69,8 +72,8 @@ class Recipe:
     data: Literal["world", "folder"]
     """``world``: sequences of the made-up world. ``folder``: nuScenes with Occ3D's annotations."""
     sequences: int
-    """How many different sequences of the world there are. After the last they come once more, mirrored, and then
-    anew. Of a folder, all."""
+    """How many different sequences of the world there are, ``MOST_SEQUENCES`` at most. After the last they come once
+    more, mirrored, and then anew. Of a folder, all."""
     frames: int
     """Consecutive frames of a sequence."""
     stages: tuple[Stage, ...]
@@ -78,6 +81,7 @@ class Recipe:
     """What to begin from: a weights file, of the network itself or of the one that its cues were plugged into, or
     ``default``. Empty: from nothing."""
     seed: int = 0
+    """Of the weights at the beginning, of the frames' order, and of the world: each seed has sequences of its own."""
     weight_decay: float = 0.01
     clip: float = 5.0
     """Largest norm of the gradient."""
@@ -89,6 +93,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stages or self.sequences < 1 or self.frames < 1:
             raise ValueError("a recipe needs stages, sequences and frames")
+        if self.sequences > MOST_SEQUENCES or self.seed < 0:
+            raise ValueError(f"sequences must be {MOST_SEQUENCES} at most, and seed not negative")
 
 
 def load_recipe(recipe: str | Path) -> Recipe:

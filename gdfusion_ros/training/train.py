@@ -20,7 +20,7 @@ from gdfusion_ros.model.model import build_network
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.weights import fill_weights, write_weights
-from gdfusion_ros.sources.world import NUSCENES
+from gdfusion_ros.sources.world import NUSCENES, TRAINING_SEEDS
 from gdfusion_ros.training.batch import Targets, collate
 from gdfusion_ros.training.beginning import begin_history, begin_with_shares, semantics_layer, without_history
 from gdfusion_ros.training.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from gdfusion_ros.training.losses import (
 from gdfusion_ros.training.nuscenes import NuScenesSequences
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
 from gdfusion_ros.training.precision import compute_in_bfloat16
-from gdfusion_ros.training.recipe import Recipe, Stage
+from gdfusion_ros.training.recipe import MOST_SEQUENCES, Recipe, Stage
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
@@ -115,7 +115,8 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"{self.config.name} cannot be trained on the made-up world: {error}") from error
         r = self.recipe
-        return Loader(WorldSequences(r.sequences, r.frames, size, cache, grid, rig=rig), workers)
+        first = TRAINING_SEEDS + r.seed * MOST_SEQUENCES
+        return Loader(WorldSequences(r.sequences, r.frames, size, cache, grid, first, rig), workers)
 
     def stop(self) -> None:
         """Let the training end after the step it is in. Signal handlers may call this."""
