@@ -280,6 +280,8 @@ def _replay(
             bar.update(len(received.grids) - bar.n)
             time.sleep(0.05)
         _wait_for(lambda: len(received.grids) >= frames, 2.0)
+        # They come after all else of a frame, and the points of a large grid take a while.
+        _wait_for(lambda: len(received.latencies) >= len(received.grids), 30.0)
         bar.update(len(received.grids) - bar.n)
 
 
