@@ -4,7 +4,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes with every change of a kernel's arguments; the Python side compares.
-EXPORT int32_t gdfusion_interface() { return 2; }
+EXPORT int32_t gdfusion_interface() { return 3; }
 
 // Names of the instruction sets whose kernels this processor can run, best first, separated by blanks.
 EXPORT const char* gdfusion_instruction_sets() {

@@ -17,12 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 2
+INTERFACE = 3
 """Of the library that this code calls; ``gdfusion_interface`` in features.cpp."""
 PANELS = {"baseline": 8, "avx2": 16, "avx512": 32}
 """Columns that a packed matrix is padded to, by instruction set: PANEL in simd.h."""
@@ -110,8 +111,8 @@ def _is_plain(tensor: Tensor) -> bool:
     return real and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
-def call(kernel: str, *arguments: Tensor | int | float | None) -> None:
-    """Call a kernel. Tensors are handed over as pointers and must be contiguous; ints are 64 bits wide.
+def call(kernel: str, *arguments: Tensor | np.ndarray | int | float | None) -> None:
+    """Call a kernel. Tensors and arrays are handed over as pointers and must be contiguous; ints are 64 bits wide.
 
     A kernel's last argument is the number of threads, which is torch's and is added here.
     """
@@ -128,12 +129,15 @@ def _function(kernel: str, name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _argument(value: Tensor | int | float | None) -> Any:
+def _argument(value: Tensor | np.ndarray | int | float | None) -> Any:
     if value is None:
         return ctypes.c_void_p(None)
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
+        return ctypes.c_void_p(value.ctypes.data)
     return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 

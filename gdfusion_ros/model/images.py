@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from gdfusion_ros.frame import CameraView, Image, ImageTransform
+from gdfusion_ros.kernels import resize as kernel
 from gdfusion_ros.model.config import ImageConfig
 
 MEAN = np.array([123.675, 116.28, 103.53])
@@ -33,10 +34,13 @@ def prepare_view(view: CameraView, config: ImageConfig) -> CameraView:
     # The small number keeps 703.9999 from becoming 703.
     size = (max(int(width * scale + 1e-6), config.width), max(int(height * scale + 1e-6), config.height))
     left, top = (size[0] - config.width) // 2, size[1] - config.height
-    pixels = Pillow.fromarray(view.image)
-    if size != (width, height):
-        pixels = pixels.resize(size, Pillow.Resampling.BICUBIC)
-    cropped = np.asarray(pixels.crop((left, top, left + config.width, top + config.height)))
+    if size == (width, height):
+        cropped = view.image[top:, left : left + config.width]
+    elif kernel.usable(view.image):
+        cropped = kernel.resize(view.image, size, (left, top), (config.width, config.height))
+    else:
+        resized = Pillow.fromarray(view.image).resize(size, Pillow.Resampling.BICUBIC)
+        cropped = np.asarray(resized.crop((left, top, left + config.width, top + config.height)))
     before = view.image_transform
     transform = ImageTransform(before.scale * scale, before.left * scale + left, before.top * scale + top)
     return replace(view, image=np.ascontiguousarray(cropped), image_transform=transform)

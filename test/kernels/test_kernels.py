@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.frame import CameraView
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import convolution, library, lifting
 from gdfusion_ros.kernels import head as head_kernel
@@ -16,10 +18,11 @@ from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points,
 from gdfusion_ros.model.blocks.heads import VoxelHead
 from gdfusion_ros.model.blocks.lifting import splat
 from gdfusion_ros.model.blocks.stereo import cost_volume
-from gdfusion_ros.model.config import TemporalConfig
+from gdfusion_ros.model.config import ImageConfig, TemporalConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import sample_history
+from gdfusion_ros.model.images import prepare_view
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
 
@@ -295,3 +298,31 @@ def test_a_missing_library_is_one_warning_and_the_torch_path(
         assert "install the package again" in caplog.text
     finally:
         library._library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((900, 1600), (256, 704)),
+        ((480, 640), (96, 256)),
+        ((600, 641), (96, 96)),
+        ((47, 33), (64, 96)),  # upright: Pillow's
+        ((33, 47), (64, 96)),
+        ((50, 50), (32, 64)),
+        ((5, 7), (32, 96)),
+        ((1, 3), (32, 32)),
+        ((20, 900), (32, 128)),
+    ],
+)
+@pytest.mark.parametrize("hard", [False, True], ids=["noise", "black and white"])
+def test_an_image_is_resized_to_the_last_bit_as_pillow_does(
+    size: tuple[int, int], wanted: tuple[int, int], hard: bool
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    if hard:  # what overshoots, on both sides
+        image = np.where(image < 128, 0, 255).astype(np.uint8)
+    view = CameraView("CAM", image, np.eye(3), np.eye(4), np.eye(4), 0)
+    ours = prepare_view(view, ImageConfig(*wanted))
+    plain = twin(prepare_view, view, ImageConfig(*wanted))
+    assert np.array_equal(ours.image, plain.image)
+    assert ours.image_transform == plain.image_transform
