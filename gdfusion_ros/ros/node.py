@@ -1,6 +1,6 @@
 """OccupancyNode: camera images and transforms in, semantic occupancy out.
 
-Callbacks only store. Images are decoded and resized in a small pool of threads as they arrive, frames are
+Callbacks only store. Images are decoded and resized in a pool of threads as they arrive, frames are
 assembled by `FrameAssembler`, and one thread runs the network through `OccupancyStream`. A lifecycle node
 that configures (loads the network) and activates (subscribes) itself unless `autostart` is off.
 """
@@ -8,6 +8,7 @@ that configures (loads the network) and activates (subscribes) itself unless `au
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -46,8 +48,6 @@ from gdfusion_ros.ros.subscriptions import Subscriptions
 from gdfusion_ros.stream import OccupancyStream
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-DECODERS = 2
-"""Threads that decode images: decoding is a fifth of a small network's time, and releases the interpreter."""
 REPEAT_SECONDS = 5.0
 """How often the same problem of the same camera is said again."""
 SLOW_SECONDS = 10.0
@@ -157,7 +157,9 @@ class OccupancyNode(LifecycleNode):  # type: ignore[misc]
         assert self.rig is not None
         assert self.model is not None
         self.health = Health(self.rig.names)
-        decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        # Decoding and resizing release the interpreter, and images of one instant come all at once.
+        threads = min(len(self.rig.cameras), len(os.sched_getaffinity(0)))
+        decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         assembler = FrameAssembler(
             self.rig,
             self.settings.assembly,
@@ -344,6 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     use_shared_memory()  # the segment that grids go out through is the node's own
+    cv2.setNumThreads(
+        1
+    )  # images are decoded side by side: within one, threads would only wait for each other
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
         try:
