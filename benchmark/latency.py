@@ -3,9 +3,10 @@
     python benchmark/latency.py
     python benchmark/latency.py --image-size 900 1600 --model bevdetocc-gf --weights random:0 --frames 10
 
-Six cameras expose and send their JPEGs of the made-up world at the same instant, with the ego pose of it, twice a
-second, to the node in a process of its own; the stamps are the system's time. For each grid: the time from the stamp to
-its arrival here, and what the node says the network took (`inference` in ~/latency). The rest is the node's: transport there and back, checking, decoding, resizing, matching, placing, waiting, packing, publishing. Prints
+Six cameras expose at the same instant and send their JPEGs of the made-up world at once, with the ego pose of that
+instant, twice a second, to the node in a process of its own; the stamps are the system's time. For each grid: the time
+from the stamp to its arrival here, and what the node says the network took (`inference` in ~/latency). The rest is the
+node's: transport there and back, checking, decoding, resizing, matching, placing, waiting, packing, publishing. Prints
 one JSON object; on a machine that does something else too, the processor's queue is part of it.
 """
 

@@ -46,6 +46,9 @@ class Stage:
     """Frames, or streams, of each process in one step."""
     rate: float
     """Peak learning rate."""
+    least_minutes: float = 0.0
+    """A training by the clock leaves the stage out when its share is less than this: it would begin and not arrive.
+    The other stages share its time."""
     warmup: float = 0.03
     """Share of the stage in which the rate rises to its peak; a cosine takes it down from there."""
     gain_rate: float = 10.0
@@ -61,6 +64,18 @@ class Stage:
             raise ValueError(
                 f"stage {self.name}: steps, batch, rate and share must be positive, warmup in 0..1"
             )
+
+
+def stage_seconds(stages: tuple[Stage, ...], minutes: float) -> tuple[float, ...]:
+    """Seconds of each stage in a training of so many minutes; 0 for those that are left out, which the first never is
+    if all others are."""
+    total = sum(stage.share for stage in stages)
+    kept = [minutes * stage.share / total >= stage.least_minutes for stage in stages]
+    kept[0] |= not any(kept)
+    total = sum(stage.share for stage, use in zip(stages, kept, strict=True) if use)
+    return tuple(
+        60.0 * minutes * stage.share / total if use else 0.0 for stage, use in zip(stages, kept, strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import time
@@ -36,7 +37,9 @@ from gdfusion_ros.training.losses import (
 from gdfusion_ros.training.nuscenes import NuScenesSequences
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
 from gdfusion_ros.training.precision import compute_in_bfloat16
-from gdfusion_ros.training.recipe import MOST_SEQUENCES, Recipe, Stage
+from gdfusion_ros.training.recipe import MOST_SEQUENCES, Recipe, Stage, stage_seconds
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
@@ -61,12 +64,13 @@ class Trainer:
         config: ModelConfig | None = None,
         nuscenes: NuScenesSequences | None = None,
     ) -> None:
-        """``minutes`` replaces the stages' steps by their share of a time, in which waiting for data does not count.
+        """``minutes`` replaces the stages' steps by their share of a time, in which waiting for data does not count;
+        stages for which too little would be left are left out.
         ``config`` replaces the recipe's model. ``nuscenes`` are the sequences of a recipe whose data is ``folder``.
         """
         self.recipe = recipe
         self.out = out
-        self.minutes = minutes
+        self.stage_seconds = None if minutes is None else stage_seconds(recipe.stages, minutes)
         self.config = config or load_config(recipe.model)
         self.rank, self.processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.processes > 1 and not distributed.is_initialized():
@@ -130,6 +134,10 @@ class Trainer:
         budget = stop_after
         try:
             while self.stage < len(self.recipe.stages):
+                if self._left_out(self.stage):
+                    log.warning("stage %s is left out: too little time", self.recipe.stages[self.stage].name)
+                    self.stage += 1
+                    continue
                 done = self._run_stage(self.recipe.stages[self.stage], budget)
                 if budget is not None:
                     budget -= done
@@ -190,11 +198,13 @@ class Trainer:
             del self.optimizer
         return done
 
+    def _left_out(self, stage: int) -> bool:
+        return self.stage_seconds is not None and not self.stage_seconds[stage]
+
     def _progress(self, stage: Stage) -> float:
-        if self.minutes is None:
+        if self.stage_seconds is None:
             return self.step / stage.steps
-        total = sum(s.share for s in self.recipe.stages)
-        progress = self.seconds / (60.0 * self.minutes * stage.share / total)
+        progress = self.seconds / self.stage_seconds[self.stage]
         if self.processes > 1:  # all must see the same time, or one would wait for the others for ever
             shared = torch.tensor(progress)
             distributed.broadcast(shared, 0)
@@ -322,8 +332,8 @@ class Trainer:
             temporal={} if self.state is None else dict(self.state.tensors),
             temporal_frames=0 if self.state is None else self.state.frames,
         ).save(self.out / CHECKPOINT)
-        stage = self.recipe.stages[min(self.stage, len(self.recipe.stages) - 1)]
-        self._write_weights(self.out / WEIGHTS, stage)
+        begun = [s for i, s in enumerate(self.recipe.stages[: self.stage + 1]) if not self._left_out(i)]
+        self._write_weights(self.out / WEIGHTS, begun[-1])
 
     def _write_weights(self, path: Path, stage: Stage) -> None:
         if self.rank:

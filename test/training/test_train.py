@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gdfusion_ros.errors import UserError
@@ -24,7 +25,7 @@ from gdfusion_ros.model.watch import Watch
 from gdfusion_ros.training.beginning import begin_history, begin_with_shares
 from gdfusion_ros.training.losses import world_class_weights
 from gdfusion_ros.training.order import Loader, single_frame
-from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe
+from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe, stage_seconds
 from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
 
 FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
@@ -184,6 +185,27 @@ def test_the_rate_rises_and_falls():
     assert learning_rate(FRAMES, 0.0) < 0.03 * FRAMES.rate
     assert learning_rate(FRAMES, FRAMES.warmup) == pytest.approx(FRAMES.rate)
     assert learning_rate(FRAMES, 1.0) == pytest.approx(0.02 * FRAMES.rate)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seconds"),
+    [(240.0, (7920.0, 6480.0)), (20.0, (1200.0, 0.0)), (2.0, (120.0, 0.0))],
+)
+def test_a_stage_whose_time_is_too_short_leaves_it_to_the_others(minutes, seconds):
+    assert stage_seconds(load_recipe("gdfusion-small").stages, minutes) == pytest.approx(seconds)
+
+
+def test_the_first_stage_is_done_however_short_the_time():
+    stages = [dataclasses.replace(stage, least_minutes=1.0) for stage in (FRAMES, STREAMS)]
+    assert stage_seconds(tuple(stages), 0.5) == (30.0, 0.0)
+
+
+def test_a_training_without_a_stage_ends_and_says_which_stage_its_weights_are_of(config, cache, tmp_path):
+    recipe = dataclasses.replace(RECIPE, stages=(FRAMES, dataclasses.replace(STREAMS, least_minutes=1.0)))
+    assert Trainer(recipe, tmp_path, minutes=0.01, cache=cache, config=config).run()
+    with safe_open(tmp_path / WEIGHTS, "pt") as file:
+        assert file.metadata()["stage"] == "frames"
+    assert not (tmp_path / "streams.safetensors").exists()
 
 
 def test_every_frame_of_a_chunk_comes_once():
