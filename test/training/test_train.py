@@ -28,7 +28,7 @@ from gdfusion_ros.training.order import Loader, single_frame
 from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe, stage_seconds
 from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
 
-FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
+FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, small_steps=10, rate=0.004)
 STREAMS = Stage("streams", history=True, steps=8, share=1.0, batch=1, rate=0.002, freeze_norm=True)
 RECIPE = Recipe("gdfusion-small", "world", sequences=2, frames=3, stages=(FRAMES, STREAMS), average=0.9)
 
@@ -211,6 +211,17 @@ def test_a_training_without_a_stage_ends_and_says_which_stage_its_weights_are_of
 def test_every_frame_of_a_chunk_comes_once():
     seen = {single_frame(k, sequences=4, frames=3, seed=0) for k in range(12)}
     assert len(seen) == 12
+
+
+def test_small_steps_take_frame_by_frame_and_leave_none_out():
+    stage = dataclasses.replace(FRAMES, batch=4, small_steps=3)
+    taken = [stage.frames_before(k) + i for k in range(6) for i in range(stage.frames_at(k))]
+    assert taken == [*range(3 + 3 * 4)]
+
+
+def test_streams_have_no_small_steps():
+    with pytest.raises(ValueError, match="small_steps"):
+        dataclasses.replace(STREAMS, small_steps=1)
 
 
 def test_an_unknown_recipe_is_refused_with_the_names_there_are():
