@@ -46,9 +46,6 @@ class Stage:
     """Frames, or streams, of each process in one step."""
     rate: float
     """Peak learning rate."""
-    small_steps: int = 0
-    """Steps at the stage's beginning that take one frame instead of ``batch``; not for streams. While everything is
-    still to be learned, four small steps teach more than a large one that costs as much."""
     least_minutes: float = 0.0
     """A training by the clock leaves the stage out when its share is less than this: it would begin and not arrive.
     The other stages share its time."""
@@ -67,28 +64,20 @@ class Stage:
             raise ValueError(
                 f"stage {self.name}: steps, batch, rate and share must be positive, warmup in 0..1"
             )
-        if self.small_steps < 0 or (self.small_steps and self.history):
-            raise ValueError(f"stage {self.name}: small_steps is not negative, and 0 with history")
-
-    def frames_at(self, step: int) -> int:
-        """Frames, or streams, of each process in a step."""
-        return 1 if step < self.small_steps else self.batch
-
-    def frames_before(self, step: int) -> int:
-        """Frames of each process in all steps before this one."""
-        return self.batch * step - (self.batch - 1) * min(step, self.small_steps)
 
 
 def stage_seconds(stages: tuple[Stage, ...], minutes: float) -> tuple[float, ...]:
-    """Seconds of each stage in a training of so many minutes; 0 for those that are left out, which the first never is
-    if all others are."""
-    total = sum(stage.share for stage in stages)
-    kept = [minutes * stage.share / total >= stage.least_minutes for stage in stages]
-    kept[0] |= not any(kept)
-    total = sum(stage.share for stage, use in zip(stages, kept, strict=True) if use)
-    return tuple(
-        60.0 * minutes * stage.share / total if use else 0.0 for stage, use in zip(stages, kept, strict=True)
-    )
+    """Seconds of each stage in a training of so many minutes; 0 for those that are left out.
+
+    Later stages are left out before earlier ones, and one stage stays however short the time is.
+    """
+    kept = list(stages)
+    while True:
+        total = sum(stage.share for stage in kept)
+        short = [stage for stage in kept if minutes * stage.share / total < stage.least_minutes]
+        if not short or len(kept) == 1:
+            return tuple(60.0 * minutes * stage.share / total if stage in kept else 0.0 for stage in stages)
+        kept.remove(short[-1])
 
 
 @dataclass(frozen=True)

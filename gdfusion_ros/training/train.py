@@ -214,17 +214,15 @@ class Trainer:
     def _batch(self, stage: Stage) -> tuple[NetworkInput, Targets, bool]:
         """The step's frames, and whether they begin sequences."""
         r, sequences = self.recipe, len(self.loader)
-        count = stage.frames_at(self.step)
-        slots = count * self.processes
-        mine = range(self.rank * count, (self.rank + 1) * count)
+        slots = stage.batch * self.processes
+        mine = range(self.rank * stage.batch, (self.rank + 1) * stage.batch)
         if stage.history:
             ahead = r.frames
             where = [stream_frame(self.step, slot, slots, sequences, r.frames) for slot in mine]
             coming = [stream_frame(self.step + ahead, slot, slots, sequences, r.frames) for slot in mine]
         else:
-            begin = stage.frames_before(self.step) * self.processes
-            where = [single_frame(begin + slot, sequences, r.frames, r.seed) for slot in mine]
-            soon = begin // (min(CHUNK, sequences) * r.frames)
+            where = [single_frame(self.step * slots + slot, sequences, r.frames, r.seed) for slot in mine]
+            soon = (self.step * slots) // (min(CHUNK, sequences) * r.frames)
             # This chunk and the next, whole: frames are shuffled, so a chunk's first step may want its last sequence.
             coming = [((soon * CHUNK + i) % sequences, 0) for i in range(2 * CHUNK)]
         self.loader.expect(number for number, _ in coming)

@@ -28,7 +28,7 @@ from gdfusion_ros.training.order import Loader, single_frame
 from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe, stage_seconds
 from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
 
-FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, small_steps=10, rate=0.004)
+FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
 STREAMS = Stage("streams", history=True, steps=8, share=1.0, batch=1, rate=0.002, freeze_norm=True)
 RECIPE = Recipe("gdfusion-small", "world", sequences=2, frames=3, stages=(FRAMES, STREAMS), average=0.9)
 
@@ -188,14 +188,24 @@ def test_the_rate_rises_and_falls():
 
 
 @pytest.mark.parametrize(
-    ("minutes", "seconds"),
-    [(240.0, (7920.0, 6480.0)), (20.0, (1200.0, 0.0)), (2.0, (120.0, 0.0))],
+    ("minutes", "stages"),
+    [
+        (240.0, ["beginning", "frames", "streams"]),
+        (20.0, ["beginning", "frames"]),
+        (4.0, ["beginning", "frames"]),
+        (2.0, ["beginning"]),
+    ],
 )
-def test_a_stage_whose_time_is_too_short_leaves_it_to_the_others(minutes, seconds):
-    assert stage_seconds(load_recipe("gdfusion-small").stages, minutes) == pytest.approx(seconds)
+def test_stages_whose_time_is_too_short_leave_it_to_the_others(minutes, stages):
+    recipe = load_recipe("gdfusion-small")
+    seconds = stage_seconds(recipe.stages, minutes)
+    assert [stage.name for stage, own in zip(recipe.stages, seconds, strict=True) if own] == stages
+    assert sum(seconds) == pytest.approx(60 * minutes)
+    shares = {own / stage.share for stage, own in zip(recipe.stages, seconds, strict=True) if own}
+    assert max(shares) == pytest.approx(min(shares))
 
 
-def test_the_first_stage_is_done_however_short_the_time():
+def test_one_stage_is_done_however_short_the_time():
     stages = [dataclasses.replace(stage, least_minutes=1.0) for stage in (FRAMES, STREAMS)]
     assert stage_seconds(tuple(stages), 0.5) == (30.0, 0.0)
 
@@ -211,17 +221,6 @@ def test_a_training_without_a_stage_ends_and_says_which_stage_its_weights_are_of
 def test_every_frame_of_a_chunk_comes_once():
     seen = {single_frame(k, sequences=4, frames=3, seed=0) for k in range(12)}
     assert len(seen) == 12
-
-
-def test_small_steps_take_frame_by_frame_and_leave_none_out():
-    stage = dataclasses.replace(FRAMES, batch=4, small_steps=3)
-    taken = [stage.frames_before(k) + i for k in range(6) for i in range(stage.frames_at(k))]
-    assert taken == [*range(3 + 3 * 4)]
-
-
-def test_streams_have_no_small_steps():
-    with pytest.raises(ValueError, match="small_steps"):
-        dataclasses.replace(STREAMS, small_steps=1)
 
 
 def test_an_unknown_recipe_is_refused_with_the_names_there_are():
