@@ -34,6 +34,8 @@ BLOCKS = (
 """Where the families keep their blocks; a network has those that it has."""
 PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32",)}
 """What each backend computes in."""
+_LAYOUTS = {4: ("NCHW", "NHWC"), 5: ("NCDHW", "NDHWC")}
+"""Of images and volumes, by their dimensions: a block's own, and that of the memory around it."""
 _PARAMETERS_FEWEST = 1000
 """A smaller block is not worth a call of another runtime."""
 
@@ -65,15 +67,14 @@ class CompiledBlock(nn.Module):
     """A block that another runtime computes."""
 
     def __init__(
-        self, compute: Callable[[list[np.ndarray]], list[np.ndarray]], pack: Callable[[list[Tensor]], Any]
+        self, compute: Callable[[list[Tensor]], list[Tensor]], pack: Callable[[list[Tensor]], Any]
     ) -> None:
         super().__init__()
         self.compute, self.pack = compute, pack
 
     def forward(self, *inputs: Tensor | list[Tensor]) -> Any:
         """As the block that it stands for."""
-        arrays = [tensor.contiguous().numpy() for tensor in _flat(inputs)]
-        return self.pack([torch.from_numpy(array) for array in self.compute(arrays)])
+        return self.pack(self.compute(_flat(inputs)))
 
 
 class FlatBlock(nn.Module):
@@ -191,16 +192,24 @@ def onnx_session(path: Path) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     return lambda arrays: session.run(None, dict(zip(names, arrays)))
 
 
-def _onnxruntime(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[..., list[np.ndarray]]:
+def _onnxruntime(
+    block: FlatBlock, precision: str, calls: list[Call]
+) -> Callable[[list[Tensor]], list[Tensor]]:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "block.onnx"
         export_onnx(block, calls[0].tensors, path)
-        return onnx_session(path)
+        session = onnx_session(path)
+
+    def compute(tensors: list[Tensor]) -> list[Tensor]:
+        arrays = session([tensor.contiguous().numpy() for tensor in tensors])
+        return [torch.from_numpy(array) for array in arrays]
+
+    return compute
 
 
-def _openvino(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[..., list[np.ndarray]]:
+def _openvino(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[[list[Tensor]], list[Tensor]]:
     try:
         import openvino
     except ImportError as error:
@@ -213,7 +222,7 @@ def _openvino(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[.
     if precision == "int8":
         model = _quantised(model, calls)
     compiled = openvino.Core().compile_model(
-        model,
+        _channels_last(model),
         "CPU",
         {
             "PERFORMANCE_HINT": "LATENCY",
@@ -223,13 +232,38 @@ def _openvino(block: FlatBlock, precision: str, calls: list[Call]) -> Callable[.
         },
     )
     request = compiled.create_infer_request()
+    shapes = [tuple(output.shape) for output in compiled.outputs]
 
-    def compute(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        result = request.infer(arrays, share_inputs=True)
-        # Copies: the request's own outputs are overwritten by the next frame, and some are part of the state.
-        return [np.array(result[i]) for i in range(len(compiled.outputs))]
+    def compute(tensors: list[Tensor]) -> list[Tensor]:
+        # New memory for every frame, which the runtime writes to: some outputs are part of the state.
+        outputs = [torch.empty(shape) for shape in shapes]
+        for i, output in enumerate(outputs):
+            request.set_output_tensor(i, openvino.Tensor(output.numpy(), shared_memory=True))
+        request.infer([_rows(tensor).numpy() for tensor in tensors], share_inputs=True)
+        return [output.movedim(-1, 1) if output.dim() in _LAYOUTS else output for output in outputs]
 
     return compute
+
+
+def _channels_last(model: Any) -> Any:
+    """A model whose images and volumes come and go channels last, as they lie in memory around it."""
+    from openvino import Layout
+    from openvino.preprocess import PrePostProcessor
+
+    processor = PrePostProcessor(model)
+    for ports, of in ((model.inputs, processor.input), (model.outputs, processor.output)):
+        for i, port in enumerate(ports):
+            dims = len(port.shape)
+            if dims in _LAYOUTS:
+                first, last = (Layout(name) for name in _LAYOUTS[dims])
+                of(i).model().set_layout(first)
+                of(i).tensor().set_layout(last)
+    return processor.build()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """What is handed to a model of ``_channels_last``; no copy where it already lies so in memory."""
+    return (tensor.movedim(1, -1) if tensor.dim() in _LAYOUTS else tensor).contiguous()
 
 
 def _quantised(model: Any, calls: Iterable[Call]) -> Any:

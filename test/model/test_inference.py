@@ -13,7 +13,7 @@ from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
-from gdfusion_ros.model.compiled import blocks_of
+from gdfusion_ros.model.compiled import blocks_of, compile_blocks, record
 from gdfusion_ros.model.config import GridConfig, ModelConfig, load_config
 from gdfusion_ros.model.inference import FusedConvolution, inference_form
 from gdfusion_ros.model.model import build_network, load_model
@@ -191,6 +191,25 @@ def test_other_backends_give_the_same_labels(backend: str, package: str) -> None
         expected, states[0] = plain(frame, states[0])
         found, states[1] = other(frame, states[1])
         assert (expected.labels == found.labels).mean() > 0.999
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_openvino_gives_images_and_volumes_channels_last_in_memory(dims: int) -> None:
+    pytest.importorskip("openvino")
+    torch.manual_seed(dims)
+    network = nn.Module()
+    network.encoder = ConvNorm(20, 12, 3, dims=dims).eval()
+    x = torch.randn(2, 20, *(5, 6, 7)[:dims])
+    with torch.inference_mode():
+        expected = network.encoder(x)
+        calls = record(network, lambda: network.encoder(x))
+        block = compile_blocks(network, "openvino", "fp32", calls).encoder
+        first, second = block(x), block(2 * x)
+    assert first.shape == expected.shape
+    assert first.stride(1) == 1
+    # The second frame must not have written over the first one's output.
+    assert torch.allclose(first, expected, atol=1e-4)
+    assert not torch.equal(first, second)
 
 
 def test_a_backend_without_a_frame_to_prepare_with_is_refused_in_one_line() -> None:
