@@ -13,7 +13,7 @@ EXPORT const char* gdfusion_instruction_sets() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            return "avx512 avx2 baseline";
+            return __builtin_cpu_supports("avx512bf16") ? "avx512bf16 avx512 avx2 baseline" : "avx512 avx2 baseline";
         return "avx2 baseline";
     }
 #endif

@@ -29,11 +29,13 @@ def fuse(
     depths: Tensor,
     gates: tuple[nn.Sequential, nn.Sequential],
     gain: float,
+    rounded: bool,
 ) -> FusedGeometry:
     """From this frame's ``logits`` and ``surface`` (I, D, h, w), and the last one's ``history``.
 
     ``projections``, ``x``, ``y`` and ``depths`` as for ``stereo.cost_volume``; ``gates``: those between history and
-    logits, and between both and the surface; ``gain``: of the result over the surface.
+    logits, and between both and the surface; ``gain``: of the result over the surface; ``rounded``: the gates' inputs
+    and weights to bfloat16.
     """
     images, bins, h, w = logits.shape
     now, single = cells_first(logits), cells_first(surface)
@@ -43,7 +45,7 @@ def fuse(
         *(now, single, None if history is None else cells_first(history)),
         *(projections.contiguous(), x.contiguous(), y.contiguous(), depths.contiguous()),
         *(*_packed(gates[0]), *_packed(gates[1]), gain),
-        *(images, h, w, bins, kept, out),
+        *(images, h, w, bins, int(rounded), kept, out),
     )
     return FusedGeometry(out.movedim(-1, 1), kept.movedim(-1, 1))
 

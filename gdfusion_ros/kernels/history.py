@@ -91,21 +91,19 @@ def voxel_fusion(
     merge: tuple[Tensor, Tensor],
     now: Tensor,
     before: Tensor,
+    rounded: bool,
 ) -> Tensor:
     """``relu(merge([relu(each(voxels + now)), relu(each(warped history + before))]))``, (B, C, ...).
 
     ``each`` and ``merge``: weight (C, C) or (C, 2C) and bias (C) with their norms folded in; ``now`` and ``before``
-    (C): time embeddings.
+    (C): time embeddings; ``rounded``: features and weights to bfloat16 where they are multiplied.
     """
     cells, old, places = rows(voxels), rows(history), _places(positions)
     batch, y, x, z, channels = cells.shape
     weight, bias = each
-    # Both halves of the merged input are padded to whole panels, and so are its weights' rows.
-    halves = merge[0].T.view(2, channels, channels)
-    halves = torch.nn.functional.pad(halves, (0, 0, 0, len(pad(bias)) - channels)).flatten(0, 1)
     parameters = [
         *(pack(weight.T), pad(bias + weight @ now), pad(bias + weight @ before)),
-        *(pack(halves), pad(merge[1])),
+        *(pack(merge[0].T), pad(merge[1])),
     ]
     out = torch.empty_like(cells)
     for b in range(batch):
@@ -120,6 +118,7 @@ def voxel_fusion(
             y,
             z,
             places.shape[-1],
+            int(rounded),
             out[b],
         )
     return volume(out, voxels.dim() == 4)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 INTERFACE = 3
 """Of the library that this code calls; ``gdfusion_interface`` in features.cpp."""
-PANELS = {"baseline": 8, "avx2": 16, "avx512": 32}
+PANELS = {"baseline": 8, "avx2": 16, "avx512": 32, "avx512bf16": 32}
 """Columns that a packed matrix is padded to, by instruction set: PANEL in simd.h."""
 
 _switched_on: ContextVar[bool] = ContextVar(

@@ -45,11 +45,11 @@ GDFUSION_KERNEL(rank_points)
     starts[0] = 0;
 }
 
-// Nearest: each point whole into its cell. table: (cameras, pixels, channels); weights: (cameras, depths, pixels), whose
+// Nearest: each point whole into its cell; with a `spread` above 0, log(1 + spread * sum), for sums that are not negative. table: (cameras, pixels, channels); weights: (cameras, depths, pixels), whose
 // flat index is the point's. out: (size_y, size_x, size_z, channels), all of it written.
 GDFUSION_KERNEL(lift_nearest)
 (const float* table, const float* weights, const int32_t* starts, const int32_t* order, int64_t depths, int64_t pixels,
- int64_t channels, int64_t cells, float* out, int32_t threads) {
+ int64_t channels, int64_t cells, float spread, float* out, int32_t threads) {
     // 32 bits, as the points' numbers have: their division takes a third of the time.
     const uint32_t per_map = static_cast<uint32_t>(pixels), per_camera = static_cast<uint32_t>(depths * pixels);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1024)
@@ -61,6 +61,8 @@ GDFUSION_KERNEL(lift_nearest)
                 const int64_t row = point / per_camera * per_map + point % per_map;
                 total += load_part(table + row * channels + c, channels - c) * weights[point];
             }
+            // Most cells are empty, and the logarithm of 1 is 0.
+            if (spread > 0 && starts[cell] < starts[cell + 1]) total = logarithm(total * spread + 1.0f);
             store_part(out + cell * channels + c, total, channels - c);
         }
     }

@@ -78,6 +78,14 @@ def ray_cells(pixels: Tensor, depths: Tensor, steps: Tensor, grid: VoxelGrid) ->
     return out
 
 
+def splat_logarithm(
+    context: Tensor, coordinates: Tensor, weights: Tensor, shape: tuple[int, int, int], spread: float
+) -> Tensor:
+    """``log(1 + spread * splat(..., trilinear=False))``; context and weights not negative, no gradient."""
+    table, flat, shares = cells_first(context), coordinates.reshape(-1, 3).contiguous(), weights.contiguous()
+    return _nearest(table, shares, _cache.ranks(flat, shape, False), shape, spread).permute(3, 0, 1, 2)
+
+
 def splat(
     context: Tensor, coordinates: Tensor, weights: Tensor, shape: tuple[int, int, int], trilinear: bool
 ) -> Tensor:
@@ -116,12 +124,7 @@ class _Nearest(torch.autograd.Function):
     ) -> Tensor:
         context.save_for_backward(table, weights)
         context.ranks = ranks
-        x, y, z = shape
-        out = table.new_empty(y, x, z, table.shape[-1])
-        call(
-            "lift_nearest", table, weights, ranks.starts, ranks.order, *_sizes(table, weights), x * y * z, out
-        )
-        return out
+        return _nearest(table, weights, ranks, shape, 0.0)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
@@ -140,6 +143,19 @@ class _Nearest(torch.autograd.Function):
             *(of_table, of_weights),
         )
         return of_table, of_weights, None, None
+
+
+def _nearest(
+    table: Tensor, weights: Tensor, ranks: Ranks, shape: tuple[int, int, int], spread: float
+) -> Tensor:
+    """(Y, X, Z, C)."""
+    x, y, z = shape
+    out = table.new_empty(y, x, z, table.shape[-1])
+    call(
+        "lift_nearest",
+        *(table, weights, ranks.starts, ranks.order, *_sizes(table, weights), x * y * z, spread, out),
+    )
+    return out
 
 
 def _sizes(table: Tensor, weights: Tensor) -> tuple[int, int, int]:

@@ -44,7 +44,7 @@ void add_outer(const float* left, const float* right, int64_t wide, int64_t coun
 // then `wide` each of dz, error * normal, error. All without the factor 1 / (voxels * C).
 GDFUSION_KERNEL(scene_gradient)
 (const float* voxels, const float* stacked, const float* start, const float* scale, const float* shift, int64_t count,
- int64_t channels, double* sums, int32_t threads) {
+ int64_t channels, int64_t rounded, double* sums, int32_t threads) {
     const int64_t wide = round_up(channels, PANEL), chunks = (count + CHUNK - 1) / CHUNK, step = wide + ROWS,
                   entries = (channels + 3) * wide;
     float* partial = static_cast<float*>(malloc(static_cast<size_t>(chunks * entries) * 4));
@@ -52,6 +52,7 @@ GDFUSION_KERNEL(scene_gradient)
 #pragma omp parallel num_threads(threads)
     {
         Scratch rows(TILE * wide), both(TILE * 2 * wide), d_z(TILE * step);
+        Matrix matrix(stacked, channels, 2 * wide, TILE, rounded);
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             float* own = partial + chunk * entries;
@@ -63,7 +64,7 @@ GDFUSION_KERNEL(scene_gradient)
                 if (tile < TILE) memset(d_z.data, 0, static_cast<size_t>(TILE * step) * 4);
                 for (int64_t i = 0; i < tile; ++i)
                     memcpy(rows.data + i * wide, voxels + (begin + i) * channels, static_cast<size_t>(channels) * 4);
-                multiply(rows.data, wide, TILE, stacked, channels, 2 * wide, start, both.data, 2 * wide);
+                matrix.multiply(rows.data, wide, TILE, start, both.data, 2 * wide);
                 for (int64_t i = 0; i < tile; ++i) {
                     float *z = both.data + i * 2 * wide, *target = z + wide, *out = d_z.data + i * step;
                     Vector squares{};
@@ -97,27 +98,34 @@ GDFUSION_KERNEL(scene_gradient)
     free(partial);
 }
 
-// Second pass. stacked: [centred W Q | Q], packed with 2 * wide columns. out = layer_norm(z) * scale + shift + q.
+// Second pass. stacked: [centred W Q | Q], packed with 2 * wide columns. out = layer_norm(z) * scale + shift + q; with
+// `single` (count, channels) and the gain (padded to `wide`): single + gain * (that - single).
 GDFUSION_KERNEL(scene_output)
-(const float* voxels, const float* stacked, const float* start, const float* scale, const float* shift, int64_t count,
- int64_t channels, float* out, int32_t threads) {
+(const float* voxels, const float* stacked, const float* start, const float* scale, const float* shift,
+ const float* single, const float* gain, int64_t count, int64_t channels, int64_t rounded, float* out, int32_t threads) {
     const int64_t wide = round_up(channels, PANEL);
 #pragma omp parallel num_threads(threads)
     {
         Scratch rows(TILE * channels), both(TILE * 2 * wide);
+        Matrix matrix(stacked, channels, 2 * wide, TILE, rounded);
 #pragma omp for schedule(dynamic, 16)
         for (int64_t begin = 0; begin < count; begin += TILE) {
             const int64_t tile = least(TILE, count - begin);
             memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
-            multiply(rows.data, channels, TILE, stacked, channels, 2 * wide, start, both.data, 2 * wide);
+            matrix.multiply(rows.data, channels, TILE, start, both.data, 2 * wide);
             for (int64_t i = 0; i < tile; ++i) {
                 float *z = both.data + i * 2 * wide, *query = z + wide, *to = out + (begin + i) * channels;
                 Vector squares{};
                 for (int64_t c = 0; c < wide; c += LANES) squares += load(z + c) * load(z + c);
                 const float inverse = 1.0f / sqrtf(sum(squares) / channels + EPSILON);
-                for (int64_t c = 0; c < wide; c += LANES)
-                    store(z + c, load(z + c) * inverse * load(scale + c) + load(shift + c) + load(query + c));
-                memcpy(to, z, static_cast<size_t>(channels) * 4);
+                for (int64_t c = 0; c < channels; c += LANES) {
+                    Vector adapted = load(z + c) * inverse * load(scale + c) + load(shift + c) + load(query + c);
+                    if (single) {
+                        const Vector alone = load_part(single + (begin + i) * channels + c, channels - c);
+                        adapted = alone + load(gain + c) * (adapted - alone);
+                    }
+                    store_part(to + c, adapted, channels - c);
+                }
             }
         }
     }

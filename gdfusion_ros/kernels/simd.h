@@ -131,6 +131,14 @@ inline Vector logarithm_1_2(Vector x) {
     return result + select(upper, splat(0.69314718f), Vector{});
 }
 
+// log for normal positive x, absolute error below 2e-7 of the larger of 1 and the result.
+inline Vector logarithm(Vector x) {
+    const Integers bits = reinterpret_cast<Integers>(x);
+    const Vector mantissa = reinterpret_cast<Vector>((bits & 0x7fffff) | 0x3f800000);
+    const Vector exponent = __builtin_convertvector((bits >> 23) - 127, Vector);
+    return logarithm_1_2(mantissa) + exponent * 0.69314718f;
+}
+
 inline Vector softplus(Vector x) {
     return larger(x, Vector{}) + logarithm_1_2(exponential(-magnitude(x)) + 1.0f);
 }
@@ -197,6 +205,98 @@ struct Scratch {
     ~Scratch() { free(data); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
+};
+
+// A matrix (count, width), packed as `multiply` reads it, that many rows are multiplied by; one for each thread.
+// `rounded`: rows and matrix are rounded to bfloat16 where the instruction set multiplies such pairs, and summed in
+// float32; elsewhere float32 is no slower, and is taken.
+class Matrix {
+  public:
+    Matrix(const float* packed, int64_t count, int64_t width, int64_t most_rows, bool rounded)
+        : packed_(packed), count_(count), width_(width), step_(round_up(count, LANES) / 2),
+#if defined(__AVX512BF16__)
+          rounded_(rounded), pairs_(rounded ? round_up(count, 2) / 2 * width : 0), rows_(rounded ? most_rows * step_ : 0) {
+        if (rounded_) round_matrix();
+    }
+#else
+          rounded_(false), pairs_(0), rows_(0) {
+        (void)rounded, (void)most_rows;
+    }
+#endif
+
+    // out (rows, width) = start + a (rows, count) @ matrix. `rows` is a multiple of ROWS.
+    void multiply(const float* a, int64_t a_step, int64_t rows, const float* start, float* out, int64_t out_step) {
+#if defined(__AVX512BF16__)
+        if (rounded_) {
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t k = 0; k < count_; k += LANES)
+                    _mm256_store_si256(
+                        reinterpret_cast<__m256i*>(rows_.data + r * step_ + k / 2),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(
+                            reinterpret_cast<__m512>(load_part(a + r * a_step + k, count_ - k)))));
+            const int64_t count = round_up(count_, 2) / 2;
+            for (int64_t column = 0; column < width_; column += PANEL)
+                for (int64_t row = 0; row < rows; row += ROWS)
+                    multiply_pairs(
+                        rows_.data + row * step_, pairs_.data + column * count, count,
+                        start ? start + column : nullptr, out + row * out_step + column, out_step);
+            return;
+        }
+#endif
+        ::multiply(a, a_step, rows, packed_, count_, width_, start, out, out_step);
+    }
+
+  private:
+    const float* packed_;
+    int64_t count_, width_, step_;  // step_: floats from one rounded row to the next
+    bool rounded_;
+    Scratch pairs_, rows_;
+
+#if defined(__AVX512BF16__)
+    // Two rows of a panel become one of pairs: the product takes two terms of the sum at once.
+    void round_matrix() {
+        const int64_t half = round_up(count_, 2) / 2;
+        const __m512i evens = _mm512_setr_epi32(
+            0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008, 0x190009, 0x1a000a,
+            0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f);
+        for (int64_t panel = 0; panel < width_ / PANEL; ++panel)
+            for (int64_t k = 0; k < half; ++k)
+                for (int64_t c = 0; c < PANEL; c += LANES) {
+                    const float* first = packed_ + (panel * count_ + 2 * k) * PANEL + c;
+                    const Vector second = 2 * k + 1 < count_ ? load(first + PANEL) : Vector{};
+                    const __m512bh both = _mm512_cvtne2ps_pbh(
+                        reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(load(first)));
+                    _mm512_storeu_si512(
+                        pairs_.data + (panel * half + k) * PANEL + c,
+                        _mm512_permutexvar_epi16(evens, reinterpret_cast<__m512i>(both)));
+                }
+    }
+
+    // As multiply_tile, of pairs.
+    void multiply_pairs(
+        const float* a, const float* panel, int64_t count, const float* start, float* out, int64_t out_step) const {
+        __m512 left[ROWS], right[ROWS];
+        const Vector start_left = start ? load(start) : Vector{}, start_right = start ? load(start + LANES) : Vector{};
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r)
+            left[r] = reinterpret_cast<__m512>(start_left), right[r] = reinterpret_cast<__m512>(start_right);
+        for (int64_t k = 0; k < count; ++k) {
+            const __m512bh w_left = reinterpret_cast<__m512bh>(load(panel + k * PANEL)),
+                           w_right = reinterpret_cast<__m512bh>(load(panel + k * PANEL + LANES));
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; ++r) {
+                const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_ps(a[r * step_ + k]));
+                left[r] = _mm512_dpbf16_ps(left[r], x, w_left);
+                right[r] = _mm512_dpbf16_ps(right[r], x, w_right);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) {
+            _mm512_storeu_ps(out + r * out_step, left[r]);
+            _mm512_storeu_ps(out + r * out_step + LANES, right[r]);
+        }
+    }
+#endif
 };
 
 }  // namespace

@@ -28,8 +28,10 @@ from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual, VoxelResid
 from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
 from gdfusion_ros.model.compiled import blocks_of, replace
 from gdfusion_ros.model.fusion.geometry import GeometryFusion
+from gdfusion_ros.model.fusion.scene import SceneFusion
 from gdfusion_ros.model.fusion.stacked import StackedFusion
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
+from gdfusion_ros.model.fusion.voxel import VoxelFusion
 
 Precision = Literal["fp32", "bf16", "int8"]
 Backend = Literal["torch", "openvino", "onnxruntime"]
@@ -226,7 +228,11 @@ class _Conversion:
 
     def _convert(self, module: nn.Module) -> nn.Module:
         if isinstance(module, (RecurrentFusion, GeometryFusion, StackedFusion)):
-            return module  # two have kernels of their own, the third takes its convolutions apart
+            # Two have kernels of their own, the third takes its convolutions apart.
+            for part in module.modules():
+                if isinstance(part, (GeometryFusion, VoxelFusion, SceneFusion)):
+                    part.rounds = self.precision == "bf16"
+            return module
         if isinstance(module, ConvNorm):
             return self._fuse(module.conv, module.bn, module.relu)
         if isinstance(module, Bottleneck) and isinstance(module.conv2, nn.Conv2d):

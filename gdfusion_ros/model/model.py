@@ -121,7 +121,8 @@ class OccupancyModel:
         # The plain network keeps its blocks; the copy shares their weights while it has them.
         shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
         compiled = compile_blocks(copy.deepcopy(self.network, shared), backend, self.precision, calls)
-        return inference_form(compiled, "bf16" if self.precision == "bf16" else "fp32")
+        # What stays in torch of an int8 network has bfloat16, as what stays in the runtime has.
+        return inference_form(compiled, "fp32" if self.precision == "fp32" else "bf16")
 
     def record_blocks(self, frames: Sequence[CameraFrame]) -> dict[str, list[Call]]:
         """The calls of each of the network's blocks (gdfusion_ros.model.compiled) over consecutive frames."""

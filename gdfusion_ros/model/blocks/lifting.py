@@ -76,6 +76,28 @@ def lift_pixels(
     return splat(context, points, weights, grid, trilinear)
 
 
+def lift_logarithm(
+    context: Tensor,
+    weights: Tensor,
+    pixels: Tensor,
+    depths: Tensor,
+    rig: CameraRig,
+    grid: VoxelGrid,
+    spread: float,
+) -> Tensor:
+    """``log(1 + spread * voxels)`` of what ``lift_pixels`` gives without ``trilinear``, in one pass where it can be.
+
+    Context and weights are not negative.
+    """
+    if library.usable(context, weights, pixels, depths):
+        cells = kernel.ray_cells(pixels, depths, ray_steps(rig), grid)
+        samples = [
+            kernel.splat_logarithm(*sample, grid.shape, spread) for sample in zip(context, cells, weights)
+        ]
+        return _stacked(samples)
+    return torch.log1p(spread * lift_pixels(context, weights, pixels, depths, rig, grid, trilinear=False))
+
+
 def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, trilinear: bool) -> Tensor:
     """Voxel features (B, C, Y, X, Z): the sum over points (B, N, P, h, w, 3) of weight (B, N, P, h, w) times context.
 
@@ -101,7 +123,13 @@ def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, tri
 
 def _by_kernel(context: Tensor, cells: Tensor, weights: Tensor, grid: VoxelGrid, trilinear: bool) -> Tensor:
     """As ``splat``, for points in cells of the grid."""
-    samples = [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, cells, weights)]
+    return _stacked(
+        [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, cells, weights)]
+    )
+
+
+def _stacked(samples: list[Tensor]) -> Tensor:
+    """A batch of volumes (C, Y, X, Z)."""
     if len(samples) == 1:
         return samples[0][None]
     # Stacked as the rows of channels that they are in memory.

@@ -49,6 +49,8 @@ class GeometryFusion(nn.Module):
             begin_halfway(self.output_gate)
 
     depths: Tensor
+    rounds = False
+    """Whether the kernel may take the gates' products in bfloat16; set in inference forms of that precision."""
 
     def forward(
         self,
@@ -110,6 +112,7 @@ class GeometryFusion(nn.Module):
             self.depths,
             (self.history_gate, self.output_gate),
             1.0 if self.gain is None else float(self.gain),
+            self.rounds,
         )
 
     def _warp(self, state: GeometryState, rig: CameraRig, motion: EgoMotion, size: torch.Size) -> Tensor:

@@ -44,6 +44,9 @@ class SceneGradient(NamedTuple):
 class SceneFusion(nn.Module):
     """Adapts voxel features to the scene at hand."""
 
+    rounds = False
+    """Whether the kernels may take their products in bfloat16; set in inference forms of that precision."""
+
     def __init__(self, channels: int, rate: float = 1.0) -> None:
         super().__init__()
         self.rate = rate
@@ -55,15 +58,21 @@ class SceneFusion(nn.Module):
         self.key = nn.Linear(channels, channels, bias=False)
         self.value = nn.Linear(channels, channels, bias=False)
 
-    def forward(self, voxels: Tensor, state: SceneState | None) -> tuple[Tensor, SceneState]:
-        """Adapted features (B, C, ...) and the new state. Runs on a sequence's first frame too."""
+    def forward(
+        self, voxels: Tensor, state: SceneState | None, blended: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, SceneState]:
+        """Adapted features (B, C, ...) and the new state. Runs on a sequence's first frame too.
+
+        ``blended``: other features (B, C, ...), and the gain (C) with which the way from them to the adapted ones is
+        gone.
+        """
         batch, channels = voxels.shape[:2]
         if state is None:
             state = SceneState(
                 voxels.new_zeros(batch, channels, channels), voxels.new_zeros(batch, channels, 1)
             )
         if library.usable(voxels, *state):
-            return self._by_kernels(voxels, state)
+            return self._by_kernels(voxels, state, blended)
         u = voxels.flatten(2)
         key = self.key.weight @ u
         target = self.value.weight @ u - key
@@ -78,27 +87,42 @@ class SceneFusion(nn.Module):
         query = self.query.weight @ u
         normal, _ = _normalise((self.weight - weight) @ query + (self.bias - bias))
         fused = (scale * normal + shift + query).view(voxels.shape)
+        if blended is not None:
+            fused = blend(*blended, fused)
         return fused, SceneState(weight.detach(), bias.detach())
 
-    def _by_kernels(self, voxels: Tensor, state: SceneState) -> tuple[Tensor, SceneState]:
+    def _by_kernels(
+        self, voxels: Tensor, state: SceneState, blended: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, SceneState]:
         cells = history.rows(voxels)
         rows = cells.flatten(1, -2)
+        single = None if blended is None else history.rows(blended[0]).flatten(1, -2)
         weights, biases, outputs = [], [], []
         for b, u in enumerate(rows):
             weight, bias = self.weight[0] - state.weight[b], self.bias[0] - state.bias[b]
             scale, shift = self.scale[0], self.shift[0]
             step = SceneGradient(
-                *kernel.gradient(u, self.key.weight, self.value.weight, weight, bias, scale, shift)
+                *kernel.gradient(
+                    u, self.key.weight, self.value.weight, weight, bias, scale, shift, self.rounds
+                )
             )
             weights.append(state.weight[b] + self.rate * step.weight)
             biases.append(state.bias[b] + self.rate * step.bias)
             # Oddity (spec 12.2), as above.
             scale, shift = scale - self.rate * step.scale, shift - self.rate * step.shift
             weight, bias = self.weight[0] - weights[b], self.bias[0] - biases[b]
-            outputs.append(kernel.output(u, self.query.weight, weight, bias, scale, shift))
+            other = None if blended is None or single is None else (single[b], blended[1])
+            outputs.append(
+                kernel.output(u, self.query.weight, weight, bias, scale, shift, other, self.rounds)
+            )
         fused = outputs[0] if len(outputs) == 1 else torch.stack(outputs)
         fused = history.volume(fused.view(cells.shape), voxels.dim() == 4)
         return fused, SceneState(torch.stack(weights), torch.stack(biases))
+
+
+def blend(single: Tensor, gain: Tensor, fused: Tensor) -> Tensor:
+    """From features (B, C, ...) towards fused ones, as far as the gain (C) of each channel says."""
+    return torch.lerp(single, fused, gain.view(-1, *([1] * (single.dim() - 2))))
 
 
 def scene_gradient(

@@ -11,7 +11,7 @@ from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.model.config import TemporalConfig
 from gdfusion_ros.model.fusion.beginning import begin_as_average
 from gdfusion_ros.model.fusion.motion import MotionFusion
-from gdfusion_ros.model.fusion.scene import SceneFusion, SceneState
+from gdfusion_ros.model.fusion.scene import SceneFusion, SceneState, blend
 from gdfusion_ros.model.fusion.voxel import VoxelFusion, VoxelState
 from gdfusion_ros.model.fusion.warp import history_positions
 from gdfusion_ros.model.state import TemporalState
@@ -62,6 +62,7 @@ class RecurrentFusion(nn.Module):
         ``previous_from_current`` (B, 4, 4) ego motion, the identity at a start.
         """
         x = layers_first(voxels)
+        blended = None if self.gain is None else (x, self.gain)
         new_state: dict[str, Tensor] = {}
         offsets = inside = None
         with watch.stage("motion_fusion"):
@@ -82,11 +83,11 @@ class RecurrentFusion(nn.Module):
         if self.scene is not None:
             with watch.stage("scene_fusion"):
                 learned = None if state is None else SceneState(*(state.tensors[name] for name in _SCENE))
-                x, learned = self.scene(x, learned)
+                x, learned = self.scene(x, learned, blended)
                 new_state |= zip(_SCENE, learned)
+        elif blended is not None:
+            x = blend(*blended, x)
         fused = layers_last(x)
-        if self.gain is not None:
-            fused = torch.lerp(voxels, fused, self.gain.view(-1, *([1] * (voxels.dim() - 2))))
         watch.show(scene_fused=fused)
         return FusedVoxels(fused, offsets, inside), new_state
 

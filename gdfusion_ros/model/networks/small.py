@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.model.blocks.cameras import depth_values
-from gdfusion_ros.model.blocks.lifting import lift_pixels
+from gdfusion_ros.model.blocks.lifting import lift_logarithm
 from gdfusion_ros.model.blocks.small import (
     STRIDE,
     FlatEncoder,
@@ -109,9 +109,8 @@ class Small(nn.Module):
 
         with watch.stage("lifting"):
             context, weights = depth.context.unflatten(0, batch), geometry.unflatten(0, batch)
-            voxels = lift_pixels(context, weights, pixels, self.depths, rig, self.grid, trilinear=False)
             # A near voxel sums hundreds of pixels, a far one a share of one: the logarithm brings them together.
-            voxels = torch.log1p(_SPREAD * voxels)
+            voxels = lift_logarithm(context, weights, pixels, self.depths, rig, self.grid, _SPREAD)
         watch.show(voxel_before_fusion=voxels)
 
         fused, voxel_state = self.temporal(voxels, state, motion.previous_from_current, watch)
