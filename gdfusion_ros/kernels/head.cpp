@@ -33,12 +33,13 @@ GDFUSION_KERNEL(classifier)
     }
 }
 
-// The largest logit of each voxel. logits: (Y, X, Z, channels), of which the first `skipped` are never a label;
+// The largest logit of each voxel. logits: (Y, X, Z, channels), `step` floats from one voxel to the next; the first
+// `skipped` are never a label;
 // `allowed`: (channels - skipped) bytes, 0 where a label is excluded. labels, confidence: (X, Y, Z); confidence is the
 // winner's probability, 255 = 1. The first of equal logits wins.
 GDFUSION_KERNEL(classify)
-(const float* logits, const uint8_t* allowed, int64_t channels, int64_t skipped, int64_t size_x, int64_t size_y,
- int64_t size_z, uint8_t* labels, uint8_t* confidence, int32_t threads) {
+(const float* logits, int64_t step, const uint8_t* allowed, int64_t channels, int64_t skipped, int64_t size_x,
+ int64_t size_y, int64_t size_z, uint8_t* labels, uint8_t* confidence, int32_t threads) {
     const int64_t classes = channels - skipped, wide = round_up(classes, LANES);
 #pragma omp parallel num_threads(threads)
     {
@@ -49,7 +50,7 @@ GDFUSION_KERNEL(classify)
         for (int64_t x = 0; x < size_x; ++x)
             for (int64_t y = 0; y < size_y; ++y)
                 for (int64_t z = 0; z < size_z; ++z) {
-                    const float* from = logits + ((y * size_x + x) * size_z + z) * channels + skipped;
+                    const float* from = logits + ((y * size_x + x) * size_z + z) * step + skipped;
                     Vector highest = splat(-EXCLUDED);
                     for (int64_t k = 0; k < wide; k += LANES) {
                         const Vector part = load_part(from + k, classes - k) + load(penalty.data + k);
@@ -58,7 +59,17 @@ GDFUSION_KERNEL(classify)
                     }
                     const float best = maximum(highest);
                     int64_t winner = 0;
+#if defined(__AVX512F__)
+                    for (int64_t k = 0; k < wide; k += LANES) {
+                        const __m512 part = reinterpret_cast<__m512>(load(values.data + k));
+                        const __mmask16 equal = _mm512_cmp_ps_mask(part, _mm512_set1_ps(best), _CMP_EQ_OQ);
+                        winner = k + (equal ? __builtin_ctz(equal) : LANES);
+                        if (equal) break;
+                    }
+                    winner = least(winner, classes - 1);
+#else
                     while (winner + 1 < classes && values.data[winner] != best) ++winner;
+#endif
                     Vector total{};
                     for (int64_t k = 0; k < wide; k += LANES) total += exponential(load(values.data + k) - best);
                     const int64_t to = (x * size_y + y) * size_z + z;

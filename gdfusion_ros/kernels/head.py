@@ -38,12 +38,18 @@ def classify(
     The first ``skipped`` channels are never a label; neither are the labels in ``excluded``.
     """
     channels, y, x, z = logits.shape
+    cells = logits.movedim(0, -1)
+    step = cells.stride(2)
+    # Logits may lie beside other outputs of a voxel.
+    if cells.stride() != (x * z * step, z * step, step, 1):
+        cells, step = cells.contiguous(), channels
     allowed = torch.ones(channels - skipped, dtype=torch.uint8)
     allowed[list(excluded)] = 0
     labels, confidence = (torch.empty(x, y, z, dtype=torch.uint8) for _ in range(2))
     call(
         "classify",
-        logits.movedim(0, -1).contiguous(),
+        cells[0, 0, 0],
+        step,
         allowed,
         channels,
         skipped,

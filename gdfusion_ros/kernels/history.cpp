@@ -101,6 +101,21 @@ void move(
     }
 }
 
+// out (channels) = the sum of `count` rows, each times its weight; COUNT: how many, where the compiler may know.
+template <int COUNT>
+inline void combine(const float* const* rows, const float* weights, int count, int64_t channels, float* out) {
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+        Vector total{};
+        for (int k = 0; k < (COUNT ? COUNT : count); ++k) total += load(rows[k] + c) * weights[k];
+        store(out + c, total);
+    }
+    if (c == channels) return;
+    Vector total{};
+    for (int k = 0; k < (COUNT ? COUNT : count); ++k) total += load_part(rows[k] + c, channels - c) * weights[k];
+    store_part(out + c, total, channels - c);
+}
+
 // The history at a position, interpolated, zero outside the grid.
 void sample(
     const float* history, int64_t channels, const Grid& grid, const float* position, int dims, float* out) {
@@ -118,6 +133,21 @@ void sample(
         const float cell = floorf(p);
         low[a] = static_cast<int64_t>(cell), fraction[a] = p - cell;
     }
+    bool within = true;
+    for (int a = 0; a < dims; ++a) within = within && low[a] >= 0 && low[a] + 1 < grid.size[a];
+    if (within && dims == 3) {
+        // Most voxels: nothing to be asked of each corner.
+        const float x = fraction[0], y = fraction[1], z = fraction[2];
+        const float plane[4] = {(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y};
+        const float* first = history + grid.row(low[0], low[1], low[2]) * channels;
+        const int64_t along_x = grid.size[2] * channels, along_y = grid.size[0] * along_x;
+        for (int corner = 0; corner < 4; ++corner) {
+            rows[2 * corner] = first + (corner & 1) * along_x + (corner >> 1) * along_y;
+            rows[2 * corner + 1] = rows[2 * corner] + channels;
+            weights[2 * corner] = plane[corner] * (1 - z), weights[2 * corner + 1] = plane[corner] * z;
+        }
+        return combine<8>(rows, weights, 8, channels, out);
+    }
     for (int corner = 0; corner < 1 << dims; ++corner) {
         float weight = 1;
         int64_t at[3] = {0, 0, 0};
@@ -132,11 +162,7 @@ void sample(
         rows[count] = history + grid.row(at[0], at[1], at[2]) * channels;
         weights[count++] = weight;
     }
-    for (int64_t c = 0; c < channels; c += LANES) {
-        Vector total{};
-        for (int k = 0; k < count; ++k) total += load_part(rows[k] + c, channels - c) * weights[k];
-        store_part(out + c, total, channels - c);
-    }
+    combine<0>(rows, weights, count, channels, out);
 }
 
 }  // namespace
@@ -189,11 +215,12 @@ GDFUSION_KERNEL(voxel_fusion)
                 if (history_half)
                     for (int64_t i = 0; i < tile; ++i)
                         sample(history, channels, grid, positions + (begin + i) * dims, dims, rows.data + i * channels);
-                else
+                else if (tile < TILE)
                     memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
+                const float* half = history_half || tile < TILE ? rows.data : voxels + begin * channels;
                 // The second half begins where the first one's channels end, over its padding.
                 of_each.multiply(
-                    rows.data, channels, TILE, history_half ? before : now, both.data + history_half * channels,
+                    half, channels, TILE, history_half ? before : now, both.data + history_half * channels,
                     2 * wide);
             }
             for (int64_t i = 0; i < TILE * 2 * wide; i += LANES) store(both.data + i, larger(load(both.data + i), Vector{}));

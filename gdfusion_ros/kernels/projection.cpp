@@ -15,7 +15,7 @@ extern "C" void GDFUSION_LINE(GDFUSION_ISA)(
     const Projection* projection, const float* x, float y, int64_t w, const float* depths, int64_t depth_count,
     const float* last_cell, float* cells, float* distances) {
     const Projection p = *projection;
-    const float shifted_y = y - p.image_shift[1];
+    const float shifted_y = y - p.image_shift[1], last_x = last_cell[0], last_y = last_cell[1];
     for (int64_t column = 0; column < w; ++column) {
         const float shifted_x = x[column] - p.image_shift[0];
         const float u = (p.calibrated_from_image[0] * shifted_x + p.calibrated_from_image[1] * shifted_y);
@@ -36,8 +36,10 @@ extern "C" void GDFUSION_LINE(GDFUSION_ISA)(
             const float image_y = (p.image_from_calibrated[2] * s + p.image_from_calibrated[3] * t) + p.shift[1];
             const float normal_x = image_x / p.last_pixel[0] * 2.0f - 1.0f;
             const float normal_y = image_y / p.last_pixel[1] * 2.0f - 1.0f;
-            to[2 * d] = visible ? (normal_x + 1.0f) / 2.0f * last_cell[0] : -2.0f;
-            to[2 * d + 1] = visible ? (normal_y + 1.0f) / 2.0f * last_cell[1] : -2.0f;
+            // Computed for every point and then chosen: a branch would keep the compiler from taking many at once.
+            const float cell_x = (normal_x + 1.0f) / 2.0f * last_x, cell_y = (normal_y + 1.0f) / 2.0f * last_y;
+            to[2 * d] = visible ? cell_x : -2.0f;
+            to[2 * d + 1] = visible ? cell_y : -2.0f;
         }
         if (!distances) continue;
 #pragma omp simd

@@ -62,6 +62,7 @@ GDFUSION_KERNEL(scene_gradient)
             for (int64_t begin = chunk * CHUNK; begin < end; begin += TILE) {
                 const int64_t tile = least(TILE, end - begin);
                 if (tile < TILE) memset(d_z.data, 0, static_cast<size_t>(TILE * step) * 4);
+                // Padded to whole vectors, as add_outer reads them.
                 for (int64_t i = 0; i < tile; ++i)
                     memcpy(rows.data + i * wide, voxels + (begin + i) * channels, static_cast<size_t>(channels) * 4);
                 matrix.multiply(rows.data, wide, TILE, start, both.data, 2 * wide);
@@ -111,8 +112,9 @@ GDFUSION_KERNEL(scene_output)
 #pragma omp for schedule(dynamic, 16)
         for (int64_t begin = 0; begin < count; begin += TILE) {
             const int64_t tile = least(TILE, count - begin);
-            memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
-            matrix.multiply(rows.data, channels, TILE, start, both.data, 2 * wide);
+            if (tile < TILE) memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
+            matrix.multiply(
+                tile < TILE ? rows.data : voxels + begin * channels, channels, TILE, start, both.data, 2 * wide);
             for (int64_t i = 0; i < tile; ++i) {
                 float *z = both.data + i * 2 * wide, *query = z + wide, *to = out + (begin + i) * channels;
                 Vector squares{};

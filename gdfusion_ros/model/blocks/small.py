@@ -63,7 +63,8 @@ class SmallDepthNet(nn.Module):
     def forward(self, features: Tensor, rays: Tensor) -> DepthOutput:
         """From features (B * N, C, h, w) and what ``ray_values`` gives."""
         x = self.mix(torch.cat([features, rays], dim=1))
-        probabilities = self.depth_head(x).softmax(dim=1)
+        # Channels last, as images lie in memory on a CPU, the softmax is over neighbours.
+        probabilities = self.depth_head(x).movedim(1, -1).softmax(dim=-1).movedim(-1, 1)
         geometry = None if self.geometry_head is None else self.geometry_head(x)
         # Lifted features are sums over pixels: they begin at zero, where nothing was seen, and only grow.
         return DepthOutput(probabilities, probabilities, self.context_head(x).relu(), geometry, None)
@@ -124,6 +125,20 @@ class FlatEncoder(nn.Module):
         fine = self.merge_fine((fine + _resize(self.from_middle(middle), fine)).relu())
         out: Tensor = self.out(fine)
         return out
+
+
+class VoxelClassifier(nn.Sequential):
+    """Two layers on each voxel by itself; entries ``0`` and ``2``."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, outputs, 1))
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Parts (B, ..., Y, X * Z) of the inputs to (B, outputs, Y, X * Z)."""
+        x = torch.cat(parts, dim=1)
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from gdfusion_ros.model.blocks.small import (
     FlatEncoder,
     SmallDepthNet,
     SmallImageEncoder,
+    VoxelClassifier,
     cell_pixels,
     ray_values,
 )
@@ -76,11 +77,7 @@ class Small(nn.Module):
         self.temporal = temporal_fusion(channels, self.grid, config.temporal)
         self.encoder = FlatEncoder(2 * channels * layers, a.encoder_channels, channels * layers)
         # Class logits, then the velocity along x and y.
-        self.classifier = nn.Sequential(
-            nn.Conv2d(2 * channels, a.head_channels, 1),
-            nn.ReLU(),
-            nn.Conv2d(a.head_channels, self.classes + 2, 1),
-        )
+        self.classifier = VoxelClassifier(2 * channels, a.head_channels, self.classes + 2)
 
     def forward(
         self, frame: NetworkInput, state: TemporalState | None, watch: Watch | None = None
@@ -122,7 +119,7 @@ class Small(nn.Module):
         watch.show(encoded=encoded.permute(0, 4, 1, 2, 3))
         with watch.stage("head"):
             # The encoder knows the surroundings, the fused voxels the place itself.
-            values = self._classify(torch.cat([encoded, fused_rows], dim=-1))
+            values = self._classify(encoded, fused_rows)
         logits, velocity = values[..., : self.classes].movedim(-1, 1), values[..., self.classes :]
         watch.show(logits=logits)
 
@@ -138,9 +135,9 @@ class Small(nn.Module):
         flat: Tensor = self.encoder(rows.reshape(b, y, x, -1).permute(0, 3, 1, 2))
         return flat.permute(0, 2, 3, 1).reshape(b, y, x, z, -1)
 
-    def _classify(self, rows: Tensor) -> Tensor:
-        """(B, Y, X, Z, 2C) to (B, Y, X, Z, classes + 2), voxel by voxel."""
-        b, y, x, z, _ = rows.shape
+    def _classify(self, *parts: Tensor) -> Tensor:
+        """Parts (B, Y, X, Z, C) to (B, Y, X, Z, classes + 2), voxel by voxel."""
+        b, y, x, z, _ = parts[0].shape
         # As an image of voxels: a convolution of one pixel is faster on a CPU than the same product of matrices.
-        values: Tensor = self.classifier(rows.reshape(b, y, x * z, -1).permute(0, 3, 1, 2))
+        values: Tensor = self.classifier(*(rows.reshape(b, y, x * z, -1).permute(0, 3, 1, 2) for rows in parts))
         return values.permute(0, 2, 3, 1).reshape(b, y, x, z, -1)
