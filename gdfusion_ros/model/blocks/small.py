@@ -62,7 +62,7 @@ class SmallDepthNet(nn.Module):
 
     def forward(self, features: Tensor, rays: Tensor) -> DepthOutput:
         """From features (B * N, C, h, w) and what ``ray_values`` gives."""
-        x = self.mix(torch.cat([features, rays], dim=1))
+        x = self.mix(_joined(features, rays))
         # Channels last, as images lie in memory on a CPU, the softmax is over neighbours.
         probabilities = self.depth_head(x).movedim(1, -1).softmax(dim=-1).movedim(-1, 1)
         geometry = None if self.geometry_head is None else self.geometry_head(x)
@@ -90,8 +90,8 @@ def ray_values(pixels: Tensor, rig: CameraRig) -> Tensor:
         inverse.shape
     )
     depth = (1.0 / inverse.clamp_min(0.02)) / 50.0
-    values = torch.stack([*rays.unbind(-1), inverse * 10.0, depth, focal], dim=2)
-    return values.view(batch * cameras, _RAY_VALUES, h, w)
+    values = torch.stack([*rays.unbind(-1), inverse * 10.0, depth, focal], dim=-1)
+    return values.view(batch * cameras, h, w, _RAY_VALUES).movedim(-1, 1)
 
 
 class FlatEncoder(nn.Module):
@@ -135,10 +135,15 @@ class VoxelClassifier(nn.Sequential):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Parts (B, ..., Y, X * Z) of the inputs to (B, outputs, Y, X * Z)."""
-        x = torch.cat(parts, dim=1)
+        x = _joined(*parts)
         for layer in self:
             x = layer(x)
         return x
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    """Images (B, ..., h, w) with their channels behind each other, channels last in memory as they should be."""
+    return torch.cat([part.movedim(1, -1) for part in parts], dim=-1).movedim(-1, 1)
 
 
 def _doubled(x: Tensor) -> Tensor:
