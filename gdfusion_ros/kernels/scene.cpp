@@ -13,6 +13,17 @@ constexpr float EPSILON = 1e-6f;
 constexpr int64_t TILE = 48;
 constexpr int64_t CHUNK = TILE * 64;  // voxels that are summed in float32 before they go into a sum in double
 
+// 1 / deviation of TILE rows z (each `step` floats, `wide` of them in use), over `channels`. All rows before anything is
+// made of them: one row's sums, root and division would be waited for.
+void deviations(const float* z, int64_t step, int64_t wide, int64_t channels, float* inverse) {
+    for (int64_t i = 0; i < TILE; ++i) {
+        Vector squares{};
+        for (int64_t c = 0; c < wide; c += LANES) squares += load(z + i * step + c) * load(z + i * step + c);
+        inverse[i] = sum(squares);
+    }
+    for (int64_t i = 0; i < TILE; ++i) inverse[i] = 1.0f / sqrtf(inverse[i] / channels + EPSILON);
+}
+
 // Adds the outer products of TILE rows: sums[i][0:wide] += sum_t left[t][i] * right[t][0:wide] for i < count.
 void add_outer(const float* left, const float* right, int64_t wide, int64_t count, float* sums) {
     for (int64_t column = 0; column < wide; column += PANEL)
@@ -53,6 +64,7 @@ GDFUSION_KERNEL(scene_gradient)
     {
         Scratch rows(TILE * wide), both(TILE * 2 * wide), d_z(TILE * step);
         Matrix matrix(stacked, channels, 2 * wide, TILE, rounded);
+        float inverses[TILE];
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             float* own = partial + chunk * entries;
@@ -66,11 +78,10 @@ GDFUSION_KERNEL(scene_gradient)
                 for (int64_t i = 0; i < tile; ++i)
                     memcpy(rows.data + i * wide, voxels + (begin + i) * channels, static_cast<size_t>(channels) * 4);
                 matrix.multiply(rows.data, wide, TILE, start, both.data, 2 * wide);
+                deviations(both.data, 2 * wide, wide, channels, inverses);
                 for (int64_t i = 0; i < tile; ++i) {
                     float *z = both.data + i * 2 * wide, *target = z + wide, *out = d_z.data + i * step;
-                    Vector squares{};
-                    for (int64_t c = 0; c < wide; c += LANES) squares += load(z + c) * load(z + c);
-                    const float inverse = 1.0f / sqrtf(sum(squares) / channels + EPSILON);
+                    const float inverse = inverses[i];
                     Vector total{}, aligned{};
                     for (int64_t c = 0; c < wide; c += LANES) {
                         const Vector normal = load(z + c) * inverse;
@@ -109,17 +120,17 @@ GDFUSION_KERNEL(scene_output)
     {
         Scratch rows(TILE * channels), both(TILE * 2 * wide);
         Matrix matrix(stacked, channels, 2 * wide, TILE, rounded);
+        float inverses[TILE];
 #pragma omp for schedule(dynamic, 16)
         for (int64_t begin = 0; begin < count; begin += TILE) {
             const int64_t tile = least(TILE, count - begin);
             if (tile < TILE) memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
             matrix.multiply(
                 tile < TILE ? rows.data : voxels + begin * channels, channels, TILE, start, both.data, 2 * wide);
+            deviations(both.data, 2 * wide, wide, channels, inverses);
             for (int64_t i = 0; i < tile; ++i) {
                 float *z = both.data + i * 2 * wide, *query = z + wide, *to = out + (begin + i) * channels;
-                Vector squares{};
-                for (int64_t c = 0; c < wide; c += LANES) squares += load(z + c) * load(z + c);
-                const float inverse = 1.0f / sqrtf(sum(squares) / channels + EPSILON);
+                const float inverse = inverses[i];
                 for (int64_t c = 0; c < channels; c += LANES) {
                     Vector adapted = load(z + c) * inverse * load(scale + c) + load(shift + c) + load(query + c);
                     if (single) {

@@ -16,7 +16,7 @@ from gdfusion_ros.kernels import convolution, library, lifting
 from gdfusion_ros.kernels import head as head_kernel
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points, pixel_grid, ray_steps
 from gdfusion_ros.model.blocks.heads import VoxelHead
-from gdfusion_ros.model.blocks.lifting import splat
+from gdfusion_ros.model.blocks.lifting import lift_logarithm, splat
 from gdfusion_ros.model.blocks.stereo import cost_volume
 from gdfusion_ros.model.config import ImageConfig, TemporalConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
@@ -169,13 +169,16 @@ def test_ranks_are_computed_once_for_a_calibration_and_again_for_another() -> No
 @pytest.mark.parametrize(
     ("channels", "shape"), [(32, (12, 10, 6)), (10, (7, 9, 3)), (16, (8, 5, 1)), (6, (4, 6, 1))]
 )
+@pytest.mark.parametrize("gains", [False, True])
 def test_the_temporal_cues_equal_their_twins_over_a_sequence(
-    channels: int, shape: tuple[int, int, int]
+    channels: int, shape: tuple[int, int, int], gains: bool
 ) -> None:
     torch.manual_seed(channels)
     grid = VoxelGrid((-4.0, -3.0, -1.0), (0.5, 0.5, 0.5), shape)
-    fusion = RecurrentFusion(channels, grid, TemporalConfig()).eval()
+    fusion = RecurrentFusion(channels, grid, TemporalConfig(gains=gains)).eval()
     torch.nn.init.normal_(fusion.motion.offset.weight, std=0.3)
+    if fusion.gain is not None:
+        torch.nn.init.uniform_(fusion.gain, -0.5, 1.5)
     motion = torch.eye(4)[None]
     motion[0, :3, 3] = torch.tensor([0.3, -0.1, 0.02])
     motion[0, 0, 1], motion[0, 1, 0] = -0.03, 0.03
@@ -190,6 +193,57 @@ def test_the_temporal_cues_equal_their_twins_over_a_sequence(
         for name, tensor in tensors.items():
             assert_close(tensor, twins[name], 2e-4)
         states = [TemporalState(frame + 1, tensors), TemporalState(frame + 1, twins)]
+
+
+@pytest.mark.parametrize("channels", [24, 13, 40])
+def test_rounded_products_change_the_temporal_cues_by_bfloat16_and_no_more(channels: int) -> None:
+    torch.manual_seed(channels)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (0.5, 0.5, 0.5), (12, 10, 5))
+    fusion = RecurrentFusion(channels, grid, TemporalConfig()).eval()
+    voxels = [torch.randn(1, channels, 10, 12, 5) for _ in range(3)]
+
+    def run(rounds: bool) -> list[Tensor]:
+        fusion.voxel.rounds = fusion.scene.rounds = rounds
+        state, seen = None, []
+        for frame, now in enumerate(voxels):
+            fused, tensors = fusion(now, state, torch.eye(4)[None], Watch())
+            state = TemporalState(frame + 1, tensors)
+            seen += [fused.voxels, tensors["voxel"], tensors["scene_weight"]]
+        return seen
+
+    for rounded, exact in zip(run(True), run(False)):
+        assert_close(rounded, exact, 2e-2)
+        assert torch.equal(rounded, exact) == (library.instruction_set() != "avx512bf16")
+
+
+@pytest.mark.parametrize("depths", [48, 5])
+def test_rounded_products_change_the_geometry_cue_by_bfloat16_and_no_more(depths: int) -> None:
+    torch.manual_seed(depths)
+    rig, motion = random_rig(2, depths)
+    fusion = GeometryFusion(torch.linspace(1, 20, depths), (32, 64)).eval()
+    frames = [(torch.randn(2, depths, 6, 11), torch.rand(2, depths, 6, 11)) for _ in range(2)]
+
+    def run(rounds: bool) -> Tensor:
+        fusion.rounds = rounds
+        _, state = fusion(*frames[0], None, rig, motion)
+        return fusion(*frames[1], state, rig, motion)[0]
+
+    rounded, exact = run(True), run(False)
+    assert_close(rounded, exact, 1e-2)
+    assert torch.equal(rounded, exact) == (library.instruction_set() != "avx512bf16")
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(24, (8, 6, 4)), (5, (3, 7, 2))])
+def test_lifting_to_logarithms_equals_its_twin(channels: int, shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(channels)
+    grid = VoxelGrid((-4.0, -3.0, -1.0), (1.0, 1.0, 1.0), shape)
+    rig, _ = random_rig(3, channels)
+    pixels, depths = pixel_grid((5, 7), (32, 64), torch.device("cpu")), torch.linspace(1, 6, 4)
+    context, weights = torch.rand(1, 3, channels, 5, 7) ** 8, torch.rand(1, 3, 4, 5, 7)
+    arguments = (context, weights, pixels, depths, rig, grid, 50.0)
+    kernel = lift_logarithm(*arguments)
+    assert kernel.any()
+    assert_close(kernel, twin(lift_logarithm, *arguments))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (6, 7), (1, 4, 1), (1, 9)])
@@ -216,6 +270,14 @@ def test_the_head_and_the_labels_equal_their_twins(channels: int, classes: int) 
     assert torch.equal(torch.from_numpy(labels).long(), winner.transpose(0, 1))
     expected = ((best - allowed.logsumexp(dim=0)).exp() * 255).transpose(0, 1)
     assert float((torch.from_numpy(confidence) - expected).abs().max()) <= 0.51
+
+
+def test_labels_are_taken_from_logits_beside_other_outputs() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(5, 7, 3, 21)
+    beside, alone = values[..., 1:20].movedim(-1, 0), values[..., 1:20].movedim(-1, 0).contiguous()
+    for found, expected in zip(head_kernel.classify(beside, 0, ()), head_kernel.classify(alone, 0, ())):
+        assert (found == expected).all()
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,7 @@ def splat(context: Tensor, points: Tensor, weights: Tensor, grid: VoxelGrid, tri
 
 def _by_kernel(context: Tensor, cells: Tensor, weights: Tensor, grid: VoxelGrid, trilinear: bool) -> Tensor:
     """As ``splat``, for points in cells of the grid."""
-    return _stacked(
-        [kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, cells, weights)]
-    )
+    return _stacked([kernel.splat(*sample, grid.shape, trilinear) for sample in zip(context, cells, weights)])
 
 
 def _stacked(samples: list[Tensor]) -> Tensor:

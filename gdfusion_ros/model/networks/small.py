@@ -139,5 +139,7 @@ class Small(nn.Module):
         """Parts (B, Y, X, Z, C) to (B, Y, X, Z, classes + 2), voxel by voxel."""
         b, y, x, z, _ = parts[0].shape
         # As an image of voxels: a convolution of one pixel is faster on a CPU than the same product of matrices.
-        values: Tensor = self.classifier(*(rows.reshape(b, y, x * z, -1).permute(0, 3, 1, 2) for rows in parts))
+        values: Tensor = self.classifier(
+            *(rows.reshape(b, y, x * z, -1).permute(0, 3, 1, 2) for rows in parts)
+        )
         return values.permute(0, 2, 3, 1).reshape(b, y, x, z, -1)
