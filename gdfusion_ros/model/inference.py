@@ -26,6 +26,7 @@ from gdfusion_ros.model.blocks.backbone import Bottleneck
 from gdfusion_ros.model.blocks.encoders import VoxelNeck
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual, VoxelResidual, folded, upsample
 from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
+from gdfusion_ros.model.blocks.small import Flatten, VoxelClassifier, joined
 from gdfusion_ros.model.compiled import blocks_of, replace
 from gdfusion_ros.model.fusion.geometry import GeometryFusion
 from gdfusion_ros.model.fusion.scene import SceneFusion
@@ -165,6 +166,18 @@ class FusedResidual(nn.Module):
         return cast(Tensor, last(x, residual))
 
 
+class FusedFlatten(nn.Module):
+    """``Flatten`` with its weights in the order of the joined parts."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """As ``Flatten``."""
+        return cast(Tensor, self.convolution(joined(*parts)))
+
+
 class FusedNeck(nn.Module):
     """``VoxelNeck`` with its 1x1x1 convolution before the resizing: both are linear and act on different axes."""
 
@@ -233,6 +246,9 @@ class _Conversion:
                 if isinstance(part, (GeometryFusion, VoxelFusion, SceneFusion)):
                     part.rounds = self.precision == "bf16"
             return module
+        if isinstance(module, Flatten):
+            module.conv.weight = nn.Parameter(module.ordered(), requires_grad=False)
+            return FusedFlatten(self._fuse(module.conv, module.bn, True))
         if isinstance(module, ConvNorm):
             return self._fuse(module.conv, module.bn, module.relu)
         if isinstance(module, Bottleneck) and isinstance(module.conv2, nn.Conv2d):
@@ -253,13 +269,21 @@ class _Conversion:
         children = list(module.named_children())
         for i, (name, child) in enumerate(children):
             following = [part for _, part in children[i + 1 : i + 3]]
-            in_sequence = type(module) is nn.Sequential
+            in_sequence = type(module) in (nn.Sequential, VoxelClassifier)
             if (in_sequence or _is_ours(module)) and _is_pair(child, following):
                 relu = in_sequence and len(following) > 1 and isinstance(following[1], nn.ReLU)
                 setattr(module, name, self._fuse(child, following[0], relu))
                 setattr(module, children[i + 1][0], nn.Identity())
                 if relu:
                     setattr(module, children[i + 2][0], nn.Identity())
+            elif (
+                in_sequence
+                and type(child) in _CONVOLUTIONS
+                and following
+                and isinstance(following[0], nn.ReLU)
+            ):
+                setattr(module, name, self._fuse(child, None, True))
+                setattr(module, children[i + 1][0], nn.Identity())
             elif isinstance(child, VoxelNeck):
                 stages = next(part for _, part in children if hasattr(part, "layers"))
                 setattr(module, name, FusedNeck(child, _stage_channels(stages), self.precision))

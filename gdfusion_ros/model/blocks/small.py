@@ -62,7 +62,7 @@ class SmallDepthNet(nn.Module):
 
     def forward(self, features: Tensor, rays: Tensor) -> DepthOutput:
         """From features (B * N, C, h, w) and what ``ray_values`` gives."""
-        x = self.mix(_joined(features, rays))
+        x = self.mix(joined(features, rays))
         # Channels last, as images lie in memory on a CPU, the softmax is over neighbours.
         probabilities = self.depth_head(x).movedim(1, -1).softmax(dim=-1).movedim(-1, 1)
         geometry = None if self.geometry_head is None else self.geometry_head(x)
@@ -94,13 +94,37 @@ def ray_values(pixels: Tensor, rig: CameraRig) -> Tensor:
     return values.view(batch * cameras, h, w, _RAY_VALUES).movedim(-1, 1)
 
 
+class Flatten(ConvNorm):
+    """A convolution of one cell over two volumes with their heights as channels.
+
+    Its weights are ordered by height, at each first those of the one volume and then those of the other.
+    """
+
+    def __init__(self, inputs: int, outputs: int, heights: int) -> None:
+        super().__init__(inputs, outputs, 1, dims=2)
+        self.heights = heights
+
+    def ordered(self) -> Tensor:
+        """The weights in the order of the joined parts, for which nothing needs to be interleaved."""
+        outputs, inputs = self.conv.weight.shape[:2]
+        by_height = self.conv.weight.view(outputs, self.heights, 2, -1)
+        return by_height.transpose(1, 2).reshape(outputs, inputs, 1, 1)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Two parts (B, inputs / 2, Y, X) to (B, outputs, Y, X)."""
+        assert self.bn is not None
+        # Channels last: without it, convolutions of one cell take a slow path on a CPU.
+        x: Tensor = self.bn(nn.functional.conv2d(joined(*parts), self.ordered()))
+        return x.relu()
+
+
 class FlatEncoder(nn.Module):
     """A U-Net over the bird's-eye view: the heights of a voxel volume are channels here."""
 
-    def __init__(self, inputs: int, channels: tuple[int, int, int], outputs: int) -> None:
+    def __init__(self, inputs: int, channels: tuple[int, int, int], outputs: int, heights: int) -> None:
         super().__init__()
         fine, middle, coarse = channels
-        self.flatten = ConvNorm(inputs, fine, 1, dims=2)
+        self.flatten = Flatten(inputs, fine, heights)
         self.middle = nn.Sequential(
             ConvNorm(fine, middle, 3, dims=2, stride=2), ImageResidual(middle, middle)
         )
@@ -115,10 +139,10 @@ class FlatEncoder(nn.Module):
         self.merge_fine = ConvNorm(fine, fine, 3, dims=2)
         self.out = nn.Conv2d(fine, outputs, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, Y, X) to (B, outputs, Y, X)."""
-        # Channels last: without it, the 1x1 convolutions take a slow path on a CPU.
-        fine = self.flatten(x.contiguous(memory_format=torch.channels_last))
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Two parts (B, inputs / 2, Y, X), each with the channels of one height behind those of the other, to
+        (B, outputs, Y, X)."""
+        fine = self.flatten(*parts)
         middle = self.middle(fine)
         coarse = self.from_coarse(self.coarse(middle))
         middle = self.merge_middle((middle + _resize(coarse, middle)).relu())
@@ -135,13 +159,13 @@ class VoxelClassifier(nn.Sequential):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Parts (B, ..., Y, X * Z) of the inputs to (B, outputs, Y, X * Z)."""
-        x = _joined(*parts)
+        x = joined(*parts)
         for layer in self:
             x = layer(x)
         return x
 
 
-def _joined(*parts: Tensor) -> Tensor:
+def joined(*parts: Tensor) -> Tensor:
     """Images (B, ..., h, w) with their channels behind each other, channels last in memory as they should be."""
     return torch.cat([part.movedim(1, -1) for part in parts], dim=-1).movedim(-1, 1)
 

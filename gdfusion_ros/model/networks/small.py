@@ -75,7 +75,7 @@ class Small(nn.Module):
             else None
         )
         self.temporal = temporal_fusion(channels, self.grid, config.temporal)
-        self.encoder = FlatEncoder(2 * channels * layers, a.encoder_channels, channels * layers)
+        self.encoder = FlatEncoder(2 * channels * layers, a.encoder_channels, channels * layers, layers)
         # Class logits, then the velocity along x and y.
         self.classifier = VoxelClassifier(2 * channels, a.head_channels, self.classes + 2)
 
@@ -115,7 +115,7 @@ class Small(nn.Module):
         now, fused_rows = (v.permute(0, 2, 3, 4, 1) for v in (voxels, fused.voxels))  # (B, Y, X, Z, C)
         with watch.stage("encoder"):
             # What moves is where now and before differ, so the encoder sees this frame's voxels by themselves as well.
-            encoded = self._encode(torch.cat([fused_rows, now], dim=-1))
+            encoded = self._encode(fused_rows, now)
         watch.show(encoded=encoded.permute(0, 4, 1, 2, 3))
         with watch.stage("head"):
             # The encoder knows the surroundings, the fused voxels the place itself.
@@ -129,10 +129,10 @@ class Small(nn.Module):
         )
         return output, new_state
 
-    def _encode(self, rows: Tensor) -> Tensor:
-        """(B, Y, X, Z, 2C) through the encoder with the heights as channels, to (B, Y, X, Z, C)."""
-        b, y, x, z, _ = rows.shape
-        flat: Tensor = self.encoder(rows.reshape(b, y, x, -1).permute(0, 3, 1, 2))
+    def _encode(self, *parts: Tensor) -> Tensor:
+        """Parts (B, Y, X, Z, C) through the encoder with the heights as channels, to (B, Y, X, Z, C)."""
+        b, y, x, z, _ = parts[0].shape
+        flat: Tensor = self.encoder(*(rows.reshape(b, y, x, -1).permute(0, 3, 1, 2) for rows in parts))
         return flat.permute(0, 2, 3, 1).reshape(b, y, x, z, -1)
 
     def _classify(self, *parts: Tensor) -> Tensor:
