@@ -18,9 +18,23 @@ struct Grid {
     int64_t row(int64_t x, int64_t y, int64_t z) const { return (y * size[0] + x) * size[2] + z; }
 };
 
+// The offset of one cell, of which a processor works on all components at once.
+typedef float Four __attribute__((vector_size(16)));
+
+template <int DIMS>
+inline Four load_offset(const float* p) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Four>(_mm_maskz_loadu_ps((1 << DIMS) - 1, p));
+#else
+    Four offset{};
+    for (int c = 0; c < DIMS; ++c) offset[c] = p[c];
+    return offset;
+#endif
+}
+
 // The value and derivatives of a volume of offsets at a position, clamped to the border.
 template <int DIMS>
-void sample_offsets(const float* volume, const Grid& grid, const float* position, float* value, float (*slope)[DIMS]) {
+inline void sample_offsets(const float* volume, const Grid& grid, const float* position, Four& value, Four* slope) {
     int64_t cell[2][3] = {{0, 0, 0}, {0, 0, 0}};
     float share[2][DIMS], lean[2][DIMS], apart[DIMS];
     for (int a = 0; a < DIMS; ++a) {
@@ -32,21 +46,21 @@ void sample_offsets(const float* volume, const Grid& grid, const float* position
         lean[0][a] = to - p, lean[1][a] = p - from;
         apart[a] = to > from ? 1.0f : 0.0f;
     }
-    for (int c = 0; c < DIMS; ++c) {
-        value[c] = 0;
-        for (int a = 0; a < DIMS; ++a) slope[a][c] = 0;
-    }
+    value = Four{};
+    for (int a = 0; a < DIMS; ++a) slope[a] = Four{};
+#pragma GCC unroll 8
     for (int corner = 0; corner < 1 << DIMS; ++corner) {
         int side[3] = {corner & 1, corner >> 1 & 1, DIMS == 3 ? corner >> 2 & 1 : 0};
-        const float* row = volume + DIMS * grid.row(cell[side[0]][0], cell[side[1]][1], cell[side[2]][2]);
+        const Four row =
+            load_offset<DIMS>(volume + DIMS * grid.row(cell[side[0]][0], cell[side[1]][1], cell[side[2]][2]));
         float weight = 1;
         for (int a = 0; a < DIMS; ++a) weight *= share[side[a]][a];
-        for (int c = 0; c < DIMS; ++c) value[c] += weight * row[c];
+        value += weight * row;
         for (int a = 0; a < DIMS; ++a) {
             float w = side[a] ? apart[a] : -apart[a];
             for (int o = 0; o < DIMS; ++o)
                 if (o != a) w *= lean[side[o]][o];
-            for (int c = 0; c < DIMS; ++c) slope[a][c] += w * row[c];
+            slope[a] += w * row;
         }
     }
 }
@@ -79,7 +93,8 @@ void move(
             position[a] = m[0] * x + m[1] * y + m[2] * z + m[3];
         }
         if (previous) {
-            float moved[DIMS], value[DIMS], slope[DIMS][DIMS];
+            float moved[DIMS];
+            Four value, slope[DIMS];
             for (int a = 0; a < DIMS; ++a) moved[a] = position[a] + offset[a];
             if (is_inside(moved, grid, DIMS)) {
                 sample_offsets<DIMS>(previous, grid, moved, value, slope);

@@ -233,7 +233,7 @@ class OccupancyModel:
         if output.velocity is not None:
             vectors = torch.nn.functional.pad(output.velocity[0].transpose(0, 1), (0, 1))
             # Velocities are learned on what can move; elsewhere the head says whatever it likes.
-            movable = self.label_set.table(self.label_set.movable_ids)[labels]
+            movable = self.label_set.table(self.label_set.movable_ids).take(labels)
             return Flow(FlowKind.VELOCITY, vectors.float().contiguous().cpu().numpy(), movable)
         if output.offsets is None or output.offsets_inside is None:
             return None
