@@ -45,8 +45,9 @@ GDFUSION_KERNEL(rank_points)
     starts[0] = 0;
 }
 
-// Nearest: each point whole into its cell; with a `spread` above 0, log(1 + spread * sum), for sums that are not negative. table: (cameras, pixels, channels); weights: (cameras, depths, pixels), whose
-// flat index is the point's. out: (size_y, size_x, size_z, channels), all of it written.
+// Nearest: each point whole into its cell; with a `spread` above 0, log(1 + spread * sum), for sums that are not
+// negative. table: (cameras, pixels, channels); weights: (cameras, depths, pixels), whose flat index is the point's.
+// out: (size_y, size_x, size_z, channels), all of it written.
 GDFUSION_KERNEL(lift_nearest)
 (const float* table, const float* weights, const int32_t* starts, const int32_t* order, int64_t depths, int64_t pixels,
  int64_t channels, int64_t cells, float spread, float* out, int32_t threads) {
