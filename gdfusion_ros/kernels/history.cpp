@@ -216,13 +216,12 @@ GDFUSION_KERNEL(warp)
 GDFUSION_KERNEL(voxel_fusion)
 (const float* voxels, const float* history, const float* positions, const float* each, const float* now,
  const float* before, const float* merge, const float* merge_bias, int64_t channels, int64_t size_x, int64_t size_y,
- int64_t size_z, int64_t dims, int64_t rounded, float* out, int32_t threads) {
+ int64_t size_z, int64_t dims, float* out, int32_t threads) {
     const Grid grid{{size_x, size_y, size_z}};
     const int64_t wide = round_up(channels, PANEL), count = size_x * size_y * size_z;
 #pragma omp parallel num_threads(threads)
     {
         Scratch rows(TILE * channels), both(TILE * 2 * wide), result(TILE * wide);
-        Matrix of_each(each, channels, wide, TILE, rounded), of_both(merge, 2 * channels, wide, TILE, rounded);
 #pragma omp for schedule(dynamic, 16)
         for (int64_t begin = 0; begin < count; begin += TILE) {
             const int64_t tile = least(TILE, count - begin);
@@ -234,12 +233,12 @@ GDFUSION_KERNEL(voxel_fusion)
                     memcpy(rows.data, voxels + begin * channels, static_cast<size_t>(tile * channels) * 4);
                 const float* half = history_half || tile < TILE ? rows.data : voxels + begin * channels;
                 // The second half begins where the first one's channels end, over its padding.
-                of_each.multiply(
-                    half, channels, TILE, history_half ? before : now, both.data + history_half * channels,
-                    2 * wide);
+                multiply(
+                    half, channels, TILE, each, channels, wide, history_half ? before : now,
+                    both.data + history_half * channels, 2 * wide);
             }
             for (int64_t i = 0; i < TILE * 2 * wide; i += LANES) store(both.data + i, larger(load(both.data + i), Vector{}));
-            of_both.multiply(both.data, 2 * wide, TILE, merge_bias, result.data, wide);
+            multiply(both.data, 2 * wide, TILE, merge, 2 * channels, wide, merge_bias, result.data, wide);
             for (int64_t i = 0; i < tile; ++i) {
                 const float* from = result.data + i * wide;
                 float* to = out + (begin + i) * channels;

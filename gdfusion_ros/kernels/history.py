@@ -91,12 +91,11 @@ def voxel_fusion(
     merge: tuple[Tensor, Tensor],
     now: Tensor,
     before: Tensor,
-    rounded: bool,
 ) -> Tensor:
     """``relu(merge([relu(each(voxels + now)), relu(each(warped history + before))]))``, (B, C, ...).
 
     ``each`` and ``merge``: weight (C, C) or (C, 2C) and bias (C) with their norms folded in; ``now`` and ``before``
-    (C): time embeddings; ``rounded``: features and weights to bfloat16 where they are multiplied.
+    (C): time embeddings.
     """
     cells, old, places = rows(voxels), rows(history), _places(positions)
     batch, y, x, z, channels = cells.shape
@@ -118,7 +117,6 @@ def voxel_fusion(
             y,
             z,
             places.shape[-1],
-            int(rounded),
             out[b],
         )
     return volume(out, voxels.dim() == 4)

@@ -6,8 +6,8 @@ that the result is checked against (test/model/test_inference.py). The result ca
 
 ``bf16`` rounds what goes into and comes out of every convolution to bfloat16, and sums in float32, as processors with
 bfloat16 arithmetic do. Those compute so; elsewhere the rounding is the same and the speed that of float32. 3x3x3
-convolutions stay in float32 where Winograd's form of them is faster. The kernels of the temporal cues round what they
-multiply as well, where the processor gains by it. What the network carries from frame to frame stays float32.
+convolutions stay in float32 where Winograd's form of them is faster. The kernels of the geometry and scene cues round
+what they multiply as well, where the processor gains by it; that of the voxel cue does not. What the network carries from frame to frame stays float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from gdfusion_ros.model.fusion.geometry import GeometryFusion
 from gdfusion_ros.model.fusion.scene import SceneFusion
 from gdfusion_ros.model.fusion.stacked import StackedFusion
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
-from gdfusion_ros.model.fusion.voxel import VoxelFusion
 
 Precision = Literal["fp32", "bf16", "int8"]
 Backend = Literal["torch", "openvino", "onnxruntime"]
@@ -241,9 +240,10 @@ class _Conversion:
 
     def _convert(self, module: nn.Module) -> nn.Module:
         if isinstance(module, (RecurrentFusion, GeometryFusion, StackedFusion)):
-            # Two have kernels of their own, the third takes its convolutions apart.
+            # Two have kernels of their own, the third takes its convolutions apart. The voxel cue stays exact: what it
+            # rounds comes back to it with the next frame, and the history drifts away.
             for part in module.modules():
-                if isinstance(part, (GeometryFusion, VoxelFusion, SceneFusion)):
+                if isinstance(part, (GeometryFusion, SceneFusion)):
                     part.rounds = self.precision == "bf16"
             return module
         if isinstance(module, Flatten):

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame
+from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
 from gdfusion_ros.model.compiled import blocks_of, compile_blocks, record
-from gdfusion_ros.model.config import GridConfig, ModelConfig, load_config
+from gdfusion_ros.model.config import GridConfig, ModelConfig, TemporalConfig, load_config
+from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.inference import FusedConvolution, inference_form
 from gdfusion_ros.model.model import build_network, load_model
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
+from gdfusion_ros.model.watch import Watch
 from gdfusion_ros.sources.world import WorldSource
 
 FAMILIES = ["gdfusion-small", "bevdetocc-gf", "alocc3d-gf", "fbocc-gf"]
@@ -158,6 +161,22 @@ def test_bfloat16_differs_from_float32_by_its_rounding_only() -> None:
         exact, rounded = inference_form(block)(x), inference_form(block, "bf16")(x)
     error = float((exact - rounded).abs().max() / exact.abs().max())
     assert 1e-4 < error < 3e-2
+
+
+def test_in_bfloat16_the_history_stays_that_of_float32() -> None:
+    """Rounded products in the voxel cue would come back to it with every frame."""
+    torch.manual_seed(0)
+    fusion = RecurrentFusion(24, VoxelGrid((-3.0, -2.0, -1.0), (0.5, 0.5, 0.5), (12, 8, 4)), TemporalConfig())
+    forms = [inference_form(fusion, precision) for precision in ("fp32", "bf16")]
+    assert [form.scene.rounds for form in (fusion.eval(), *forms)] == [False, False, True]
+    states: list[TemporalState | None] = [None, None]
+    for frame in range(3):
+        voxels = torch.randn(1, 24, 8, 12, 4)
+        with torch.inference_mode():
+            for i, form in enumerate(forms):
+                _, tensors = form(voxels, states[i], torch.eye(4)[None], Watch())
+                states[i] = TemporalState(frame + 1, tensors)
+        assert torch.equal(states[0].tensors["voxel"], states[1].tensors["voxel"])
 
 
 def test_int8_without_openvino_is_refused_in_one_line() -> None:

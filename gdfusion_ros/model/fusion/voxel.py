@@ -19,9 +19,6 @@ from gdfusion_ros.model.watch import Watch
 class VoxelFusion(nn.Module):
     """Merges this frame's voxel features with the history that was carried to this frame's grid."""
 
-    rounds = False
-    """Whether the kernel may take its products in bfloat16; set in inference forms of that precision."""
-
     def __init__(
         self, channels: int, grid: VoxelGrid, frame_interval: float = 0.5, max_time_steps: int = 40
     ) -> None:
@@ -50,7 +47,7 @@ class VoxelFusion(nn.Module):
             watch.show(history_sampled=sample_history(history, positions))
         if library.usable(voxels, history, positions):
             each, merge = (_matrix(part[0], part[1]) for part in (self.each, self.merge))
-            merged = kernel.voxel_fusion(voxels, history, positions, each, merge, now, before, self.rounds)
+            merged = kernel.voxel_fusion(voxels, history, positions, each, merge, now, before)
         else:
             merged = self._merge(voxels, sample_history(history, positions), now, before)
         # Oddity (spec 12.10): a first frame's output is its input, though the state is already the merged volume.
