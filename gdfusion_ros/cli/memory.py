@@ -79,7 +79,7 @@ def _run(name: str, frames: int) -> dict[str, Any]:
     # Frames are drawn one by one: forty of them would be memory that no stream holds.
     drawn = drive(config, frames)
     model = load_model(config, "random:0")
-    loaded = _peak()
+    loaded = peak_mb()
     sizes: list[int] = []
     seconds: list[tuple[float, float]] = []
     state = None
@@ -97,8 +97,8 @@ def _run(name: str, frames: int) -> dict[str, Any]:
         "state_bytes": sizes,
         "state_constant_from_second_frame": len(set(sizes[1:])) <= 1,
         "loaded_mb": loaded,
-        "peak_mb": _peak(),
-        "frame_mb": _peak() - loaded,
+        "peak_mb": peak_mb(),
+        "frame_mb": peak_mb() - loaded,
         "cpu_s": cpu,
         "wall_s": wall,
     }
@@ -145,9 +145,14 @@ def _points(
     return np.concatenate(clouds).astype(np.float32)
 
 
-def _peak() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MEGABYTE
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MB (1e6 bytes)."""
+    try:
+        # Not ru_maxrss, which on Linux a process inherits from the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / _MEGABYTE
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MEGABYTE
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

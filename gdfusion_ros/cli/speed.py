@@ -6,10 +6,9 @@ import argparse
 import itertools
 import os
 import platform
-import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from gdfusion_ros.cli.memory import peak_mb
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.grid import OCC3D, VoxelGrid
@@ -48,8 +48,9 @@ class Way:
     kernels: bool
     threads: int
 
-    def load(self, args: argparse.Namespace, calibration: list[CameraFrame]) -> OccupancyModel:
-        """The model computed in this way."""
+    def load(self, args: argparse.Namespace) -> OccupancyModel:
+        """The model computed in this way, other backends than torch's prepared with frames of their own."""
+        calibration = [] if self.backend == "torch" else list(_world(args, seed=1, frames=2))
         return load_model(
             args.model, args.weights, args.device, self.kernels, self.precision, self.backend, calibration
         )
@@ -100,7 +101,7 @@ def plan(args: argparse.Namespace) -> list[Way]:
 
 def measure(args: argparse.Namespace, ways: list[Way]) -> dict[str, Any]:
     """The table of all ways: see ``gdfusion bench --help``."""
-    courses = [Course(way, way.load(args, _world(args, seed=1, frames=2))) for way in ways]
+    courses = [Course(way, way.load(args)) for way in ways]
     frames, truths = _frames(args, courses[0].model)
     gflop = count_gflop(courses[0].model, frames[0])
     for i, frame in enumerate(tqdm(frames, "frames", disable=None)):
@@ -168,12 +169,12 @@ def _miou(course: Course, truths: list[GroundTruth]) -> float | None:
     return float(matrix.miou())
 
 
-def _world(args: argparse.Namespace, seed: int, frames: int) -> list[CameraFrame]:
+def _world(args: argparse.Namespace, seed: int, frames: int) -> Iterable[CameraFrame]:
     from gdfusion_ros.model.config import load_config
     from gdfusion_ros.sources.world import WorldSource
 
     image = load_config(args.model).image
-    return list(WorldSource(seed, frames, image_size=(image.height, image.width)))
+    return WorldSource(seed, frames, image_size=(image.height, image.width))
 
 
 def _frames(args: argparse.Namespace, model: OccupancyModel) -> tuple[list[CameraFrame], list[GroundTruth]]:
@@ -222,10 +223,10 @@ def peak_memory(args: argparse.Namespace, way: Way) -> float:
 
 
 def _run_alone(args: argparse.Namespace, way: Way) -> float:
-    course = Course(way, way.load(args, _world(args, seed=1, frames=2)))
+    course = Course(way, way.load(args))
     for frame in _world(args, seed=0, frames=3):
         course.step(frame, counts=False)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mb()
 
 
 @contextmanager

@@ -35,15 +35,22 @@ def transform(weight: Tensor, bias: Tensor) -> WinogradWeights:
     return WinogradWeights(pack(points), bias.contiguous(), inputs, outputs, len(kernel))
 
 
-def convolve(x: Tensor, weights: WinogradWeights, relu: bool | int, residual: Tensor | None = None) -> Tensor:
+def convolve(
+    x: Tensor,
+    weights: WinogradWeights,
+    relu: bool | int,
+    residual: Tensor | None = None,
+    in_place: bool = False,
+) -> Tensor:
     """The convolution of (B, I, ...) with zero padding of one cell, plus bias and residual (B, O, ...), then ReLU.
 
     ``relu``: True and False for all outputs and none, or the number of outputs, from the first, that have it. The
-    result is channels last in memory, and so should be what comes in, or it is copied.
+    result is channels last in memory, and so should be what comes in, or it is copied. ``in_place``: the result is
+    written over the residual, where that lies in memory so.
     """
     cells = cells_first(x)
     added = None if residual is None else cells_first(residual)
-    out = cells.new_empty(*cells.shape[:-1], weights.outputs)
+    out = cells.new_empty(*cells.shape[:-1], weights.outputs) if added is None or not in_place else added
     rectified = weights.outputs if relu is True else int(relu)
     a, b, c = cells.shape[1:4] if weights.dims == 3 else (*cells.shape[1:3], 1)
     for i in range(len(cells)):

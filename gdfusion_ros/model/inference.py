@@ -90,22 +90,25 @@ class FusedConvolution(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(B, inputs, ...) and a residual (B, outputs, ...) to (B, outputs, ...), channels last in memory."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, in_place: bool = False) -> Tensor:
+        """(B, inputs, ...) and a residual (B, outputs, ...) to (B, outputs, ...), channels last in memory.
+
+        ``in_place``: the result may be written over the residual.
+        """
         if self.in_bfloat16:
             return self._direct(x.bfloat16(), residual).to(x.dtype)
         if not self.rounds:
-            return self._convolve(x, residual)
-        return self._convolve(x.bfloat16().float(), residual).bfloat16().float()
+            return self._convolve(x, residual, in_place)
+        return self._convolve(x.bfloat16().float(), residual, in_place).bfloat16().float()
 
-    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, residual: Tensor | None, in_place: bool) -> Tensor:
         if self.winograd and library.usable(x):
             name = library.instruction_set()
             if name not in self._transformed:
                 # Not as inference tensors, which the module could not be saved or moved with.
                 with torch.inference_mode(False), torch.no_grad():
                     self._transformed[name] = kernel.transform(self.weight, self.bias)
-            return kernel.convolve(x, self._transformed[name], self.relu, residual)
+            return kernel.convolve(x, self._transformed[name], self.relu, residual, in_place)
         return self._direct(x, residual)
 
     def _direct(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -155,6 +158,8 @@ class FusedResidual(nn.Module):
     def __init__(self, convolutions: Iterable[nn.Module], shortcut: nn.Module | None) -> None:
         super().__init__()
         self.convolutions, self.shortcut = nn.ModuleList(convolutions), shortcut
+        parts = () if shortcut is None else shortcut.modules()
+        self.projects = any(isinstance(part, FusedConvolution) for part in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the block that it stands for."""
@@ -162,7 +167,8 @@ class FusedResidual(nn.Module):
         *first, last = self.convolutions
         for convolution in first:
             x = convolution(x)
-        return cast(Tensor, last(x, residual))
+        # What a shortcut's convolution made is nobody else's: the sum may take its place.
+        return cast(Tensor, last(x, residual, in_place=self.projects))
 
 
 class FusedFlatten(nn.Module):
@@ -194,8 +200,10 @@ class FusedNeck(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """As ``VoxelNeck``."""
-        total: Tensor = self.parts[0](maps[0])
-        for part, coarse in zip(list(self.parts)[1:], maps[1:]):
+        finest, *rest = self.parts
+        # Taken out of the list, so that its memory is free for the next.
+        total: Tensor = finest(maps.pop(0))
+        for part, coarse in zip(rest, maps):
             total += upsample(part(coarse), total.shape[2:], align_corners=True)
         return total.relu_()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gdfusion_ros.cli import memory
@@ -27,6 +30,14 @@ def test_state_and_peak_are_measured_and_compared(tmp_path: Path) -> None:
     assert any("gdfusion-small against" in line for line in memory.table(result))
     memory.draw(result, tmp_path / "memory.png")
     assert (tmp_path / "memory.png").stat().st_size > 1000
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_who_started_it() -> None:
+    held = np.ones(60_000_000)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        started = pool.submit(memory.peak_mb).result()
+    assert memory.peak_mb() > held.nbytes / 1e6
+    assert started < held.nbytes / 1e6
 
 
 def test_a_drive_shows_what_the_networks_own_rig_sees() -> None:
