@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, cells_first, pack
 
-_G = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64)
-"""The weights' transform of F(2, 3)."""
+_POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
+"""Where F(4, 3) evaluates its polynomials, beside infinity; convolution.cpp says why there."""
+
+
+def _weights_transform() -> Tensor:
+    """(6, 3): what takes three weights to the points of F(4, 3)."""
+    rows = [[1.0, p, p * p] for p in _POINTS]
+    scales = [math.prod(p - other for other in _POINTS if other != p) for p in _POINTS]
+    scaled = [[value / scale for value in row] for row, scale in zip(rows, scales)]
+    return torch.tensor([*scaled, [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
 class WinogradWeights(NamedTuple):
     """A convolution's weights in the transform's domain, for the instruction set that they were packed with."""
 
     points: Tensor
-    """(16 or 64, panels, inputs, panel)."""
+    """(36 or 216, panels, inputs, panel)."""
     bias: Tensor
     """(outputs,)."""
     inputs: int
@@ -28,9 +38,9 @@ class WinogradWeights(NamedTuple):
 def transform(weight: Tensor, bias: Tensor) -> WinogradWeights:
     """Transform and pack weights (O, I, 3, 3) or (O, I, 3, 3, 3)."""
     outputs, inputs, *kernel = weight.shape
-    points = weight.double()
+    points, each = weight.double(), _weights_transform().to(weight.device)
     for axis in range(2, weight.dim()):
-        points = torch.tensordot(points, _G, dims=([axis], [1])).movedim(-1, axis)
+        points = torch.tensordot(points, each, dims=([axis], [1])).movedim(-1, axis)
     points = points.flatten(2).permute(2, 1, 0).float()
     return WinogradWeights(pack(points), bias.contiguous(), inputs, outputs, len(kernel))
 
@@ -50,21 +60,12 @@ def convolve(
     """
     cells = cells_first(x)
     added = None if residual is None else cells_first(residual)
-    out = cells.new_empty(*cells.shape[:-1], weights.outputs) if added is None or not in_place else added
+    out = added if in_place and added is not None else empty(*cells.shape[:-1], weights.outputs)
     rectified = weights.outputs if relu is True else int(relu)
-    a, b, c = cells.shape[1:4] if weights.dims == 3 else (*cells.shape[1:3], 1)
-    for i in range(len(cells)):
-        call(
-            "convolution",
-            *(
-                cells[i],
-                weights.inputs,
-                weights.inputs,
-                weights.points,
-                weights.bias,
-                weights.outputs,
-                rectified,
-            ),
-            *(None if added is None else added[i], weights.outputs, a, b, c, weights.dims, out[i]),
-        )
+    size = cells.shape[1:4] if weights.dims == 3 else (*cells.shape[1:3], 1)
+    call(
+        "convolution",
+        *(cells, weights.inputs, weights.inputs, weights.points, weights.bias, weights.outputs, rectified),
+        *(added, weights.outputs, len(cells), *size, weights.dims, out),
+    )
     return out.movedim(-1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, cells_first
 
 
@@ -16,7 +17,7 @@ def cost_volume(
     cells' columns and rows; ``witness``: the channel that is zero where nothing is seen.
     """
     images, channels, h, w = current.shape
-    cost = current.new_empty(images, h, w, len(depths))
+    cost = empty(images, h, w, len(depths))
     call(
         "cost_volume",
         *(
