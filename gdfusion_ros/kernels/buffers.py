@@ -17,6 +17,8 @@ from torch import Tensor
 
 _FEWEST = 1 << 18
 """Numbers below which the allocator keeps memory anyway: 1 MB."""
+_LINE = 16
+"""Numbers in a cache line."""
 _kept: defaultdict[int, list[npt.NDArray[np.float32]]] = defaultdict(list)
 
 
@@ -26,11 +28,18 @@ def empty(*shape: int) -> Tensor:
     if count < _FEWEST:
         return torch.empty(shape)
     kept = _kept[count]
-    memory = kept.pop() if kept else np.empty(count, np.float32)
+    memory = kept.pop() if kept else _aligned(count)
     # The tensor, its views and whatever else shares its memory hold this view, which goes with the last of them.
     view = memory[:]
     weakref.finalize(view, kept.append, memory).atexit = False
     return torch.from_numpy(view).view(shape)
+
+
+def _aligned(count: int) -> npt.NDArray[np.float32]:
+    """Memory that begins with a cache line."""
+    memory = np.empty(count + _LINE, np.float32)
+    start = -memory.ctypes.data // memory.itemsize % _LINE
+    return memory[start : start + count]
 
 
 def kept_bytes() -> int:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, cells_first, pack, pad
 
 
@@ -21,7 +22,7 @@ def classifier(voxels: Tensor, first: nn.Linear, last: nn.Linear) -> Tensor:
     hidden = pad(first.bias)
     # Rows for the hidden layer's padding: what softplus makes of a zero must not count.
     rows = torch.nn.functional.pad(last.weight.T, (0, 0, 0, len(hidden) - first.out_features))
-    out = cells.new_empty(*cells.shape[:-1], classes)
+    out = empty(*cells.shape[:-1], classes)
     call(
         "classifier",
         *(cells, pack(first.weight.T), hidden, pack(rows), pad(last.bias)),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, pack, pad
 
 
@@ -77,7 +78,7 @@ def warp(history: Tensor, positions: Tensor) -> Tensor:
     """The history (B, C, ...) at positions (B, ..., dims), interpolated; zero outside the grid."""
     cells, places = rows(history), _places(positions)
     batch, y, x, z, channels = cells.shape
-    out = torch.empty_like(cells)
+    out = empty(*cells.shape)
     for b in range(batch):
         call("warp", cells[b], places[b], channels, x, y, z, places.shape[-1], out[b])
     return volume(out, history.dim() == 4)
@@ -104,7 +105,7 @@ def voxel_fusion(
         *(pack(weight.T), pad(bias + weight @ now), pad(bias + weight @ before)),
         *(pack(merge[0].T), pad(merge[1])),
     ]
-    out = torch.empty_like(cells)
+    out = empty(*cells.shape)
     for b in range(batch):
         call(
             "voxel_fusion",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gdfusion_ros.grid import VoxelGrid
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, cells_first
 
 _REMEMBERED = 4
@@ -100,7 +101,7 @@ def splat(
         out: Tensor = _Nearest.apply(table, shares, ranks, shape)  # type: ignore[no-untyped-call]
     else:
         x, y, z = shape
-        out = table.new_empty(y, x, z, table.shape[-1])
+        out = empty(y, x, z, table.shape[-1])
         call(
             "lift_trilinear",
             table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, pack, pad
 
 
@@ -54,7 +55,7 @@ def output(
     """
     count, channels = cells.shape
     stacked, start = _stack(weight @ query, bias, query)
-    out = torch.empty_like(cells)
+    out = empty(*cells.shape)
     single, gain = (None, None) if blended is None else (blended[0], pad(blended[1]))
     call(
         "scene_output",

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.kernels import convolution as kernel
 from gdfusion_ros.kernels import library
-from gdfusion_ros.model.blocks.backbone import Bottleneck
+from gdfusion_ros.kernels import neck as neck_kernel
+from gdfusion_ros.kernels.buffers import empty
+from gdfusion_ros.model.blocks.backbone import Bottleneck, ImageEncoder, ImageFeatures
 from gdfusion_ros.model.blocks.encoders import VoxelNeck
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual, VoxelResidual, folded, upsample
 from gdfusion_ros.model.blocks.pyramid import BasicVoxelBlock
@@ -38,6 +40,7 @@ Backend = Literal["torch", "openvino", "onnxruntime"]
 
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_IMAGES_AT_A_TIME = 3
 _FEWEST_CHANNELS = 16
 """Of a convolution that is worth a Winograd transform."""
 
@@ -57,6 +60,9 @@ def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Modu
             block = form.get_submodule(name)
             if all(part.rounds for part in block.modules() if isinstance(part, FusedConvolution)):
                 replace(form, name, InBfloat16(block))
+    encoder = getattr(form, "image_encoder", None)
+    if isinstance(getattr(network, "image_encoder", None), ImageEncoder):
+        form.image_encoder = InGroups(cast(nn.Module, encoder))
     return form
 
 
@@ -152,6 +158,30 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
+class InGroups(nn.Module):
+    """An image encoder that takes a few images at a time: their maps stay in the cache, and need less memory."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """As ``ImageEncoder``."""
+        if not library.usable(images):
+            return cast(ImageFeatures, self.encoder(images))
+        flat, results = images.flatten(0, 1), None
+        for begin in range(0, len(flat), _IMAGES_AT_A_TIME):
+            end = begin + _IMAGES_AT_A_TIME
+            maps = self.encoder(flat[None, begin:end])
+            if results is None:
+                # Channels last, in kept memory.
+                results = [empty(len(flat), *m.shape[2:], m.shape[1]).movedim(-1, 1) for m in maps]
+            for result, part in zip(results, maps):
+                result[begin:end] = part
+        assert results is not None
+        return ImageFeatures(*results)
+
+
 class FusedResidual(nn.Module):
     """Convolutions one after the other around a shortcut, which the last one adds."""
 
@@ -184,27 +214,41 @@ class FusedFlatten(nn.Module):
 
 
 class FusedNeck(nn.Module):
-    """``VoxelNeck`` with its 1x1x1 convolution before the resizing: both are linear and act on different axes."""
+    """``VoxelNeck`` with its 1x1x1 convolution before the resizing: both are linear and act on different axes.
+
+    Where there is a kernel it stays in float32: the time goes into memory, not into arithmetic.
+    """
 
     def __init__(self, neck: VoxelNeck, channels: Iterable[int], precision: Precision) -> None:
         super().__init__()
         weight, bias = folded(neck.conv.conv, neck.conv.bn)
+        parts = weight.split(list(channels), dim=1)
+        self.fits_kernel = len(parts) <= 1 + neck_kernel.COARSER
+        if self.fits_kernel and weight.device.type == "cpu" and library.instruction_sets():
+            precision = "fp32"
         self.parts = nn.ModuleList()
-        for i, part in enumerate(weight.split(list(channels), dim=1)):
+        for i, part in enumerate(parts):
             outputs, inputs = part.shape[:2]
             convolution = nn.Conv3d(inputs, outputs, 1)
             convolution.weight.copy_(part)
             # The bias once: resizing keeps a constant, and the parts are summed.
             cast(Tensor, convolution.bias).copy_(bias if i == 0 else torch.zeros_like(bias))
             self.parts.append(FusedConvolution(convolution, None, False, precision))
+        self._packed: dict[str, neck_kernel.NeckWeights] = {}
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """As ``VoxelNeck``."""
-        finest, *rest = self.parts
-        # Taken out of the list, so that its memory is free for the next.
-        total: Tensor = finest(maps.pop(0))
-        for part, coarse in zip(rest, maps):
-            total += upsample(part(coarse), total.shape[2:], align_corners=True)
+        finest, *rest = cast(Iterable[FusedConvolution], self.parts)
+        coarser = [part(coarse) for part, coarse in zip(rest, maps[1:])]
+        if self.fits_kernel and library.usable(*maps):
+            name = library.instruction_set()
+            if name not in self._packed:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._packed[name] = neck_kernel.prepare(finest.weight, finest.bias)
+            return neck_kernel.mix(maps[0], self._packed[name], coarser)
+        total: Tensor = finest(maps[0])
+        for coarse in coarser:
+            total += upsample(coarse, total.shape[2:], align_corners=True)
         return total.relu_()
 
 
