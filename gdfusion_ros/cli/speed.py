@@ -48,9 +48,12 @@ class Way:
     kernels: bool
     threads: int
 
-    def load(self, args: argparse.Namespace) -> OccupancyModel:
-        """The model computed in this way, other backends than torch's prepared with frames of their own."""
-        calibration = [] if self.backend == "torch" else list(_world(args, seed=1, frames=2))
+    def calibration(self, args: argparse.Namespace) -> list[CameraFrame]:
+        """What other backends than torch are prepared with."""
+        return [] if self.backend == "torch" else list(_world(args, seed=1, frames=2))
+
+    def load(self, args: argparse.Namespace, calibration: list[CameraFrame]) -> OccupancyModel:
+        """The model computed in this way."""
         return load_model(
             args.model, args.weights, args.device, self.kernels, self.precision, self.backend, calibration
         )
@@ -101,7 +104,7 @@ def plan(args: argparse.Namespace) -> list[Way]:
 
 def measure(args: argparse.Namespace, ways: list[Way]) -> dict[str, Any]:
     """The table of all ways: see ``gdfusion bench --help``."""
-    courses = [Course(way, way.load(args)) for way in ways]
+    courses = [Course(way, way.load(args, way.calibration(args))) for way in ways]
     frames, truths = _frames(args, courses[0].model)
     gflop = count_gflop(courses[0].model, frames[0])
     for i, frame in enumerate(tqdm(frames, "frames", disable=None)):
@@ -218,13 +221,18 @@ def peak_gflops(precision: str) -> float:
 
 def peak_memory(args: argparse.Namespace, way: Way) -> float:
     """Peak memory in MB of a process that loads the model and runs three frames of a sequence in this way."""
+    # Drawn here: what draws the world is no part of what runs a network.
+    frames = list(_world(args, seed=0, frames=3))
+    calibration = way.calibration(args)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_run_alone, args, way).result()
+        return pool.submit(_run_alone, args, way, calibration, frames).result()
 
 
-def _run_alone(args: argparse.Namespace, way: Way) -> float:
-    course = Course(way, way.load(args))
-    for frame in _world(args, seed=0, frames=3):
+def _run_alone(
+    args: argparse.Namespace, way: Way, calibration: list[CameraFrame], frames: list[CameraFrame]
+) -> float:
+    course = Course(way, way.load(args, calibration))
+    for frame in frames:
         course.step(frame, counts=False)
     return peak_mb()
 

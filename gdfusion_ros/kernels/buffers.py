@@ -15,31 +15,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_FEWEST = 1 << 18
-"""Numbers below which the allocator keeps memory anyway: 1 MB."""
-_LINE = 16
-"""Numbers in a cache line."""
-_kept: defaultdict[int, list[npt.NDArray[np.float32]]] = defaultdict(list)
+_FEWEST = 1 << 20
+"""Bytes below which the allocator keeps memory anyway."""
+_LINE = 64
+"""Bytes of a cache line."""
+_kept: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
 
-def empty(*shape: int) -> Tensor:
-    """A contiguous float32 tensor on the CPU with whatever lies in its memory."""
-    count = math.prod(shape)
-    if count < _FEWEST:
-        return torch.empty(shape)
-    kept = _kept[count]
-    memory = kept.pop() if kept else _aligned(count)
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A contiguous tensor on the CPU with whatever lies in its memory."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _FEWEST:
+        return torch.empty(shape, dtype=dtype)
+    kept = _kept[size]
+    memory = kept.pop() if kept else _aligned(size)
     # The tensor, its views and whatever else shares its memory hold this view, which goes with the last of them.
     view = memory[:]
     weakref.finalize(view, kept.append, memory).atexit = False
-    return torch.from_numpy(view).view(shape)
+    return torch.from_numpy(view).view(dtype).view(shape)
 
 
-def _aligned(count: int) -> npt.NDArray[np.float32]:
+def _aligned(size: int) -> npt.NDArray[np.uint8]:
     """Memory that begins with a cache line."""
-    memory = np.empty(count + _LINE, np.float32)
-    start = -memory.ctypes.data // memory.itemsize % _LINE
-    return memory[start : start + count]
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size]
 
 
 def kept_bytes() -> int:

@@ -60,9 +60,8 @@ def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Modu
             block = form.get_submodule(name)
             if all(part.rounds for part in block.modules() if isinstance(part, FusedConvolution)):
                 replace(form, name, InBfloat16(block))
-    encoder = getattr(form, "image_encoder", None)
     if isinstance(getattr(network, "image_encoder", None), ImageEncoder):
-        form.image_encoder = InGroups(cast(nn.Module, encoder))
+        form.image_encoder = InGroups(cast(nn.Module, form.image_encoder))
     return form
 
 
@@ -159,26 +158,32 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class InGroups(nn.Module):
-    """An image encoder that takes a few images at a time: their maps stay in the cache, and need less memory."""
+    """An image encoder that takes a few images at a time: their maps stay in the cache, and need less memory.
+
+    In bfloat16 so stays the map that stereo matching compares, which is the largest part of the state.
+    """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.narrow = isinstance(encoder, InBfloat16)
+        self.encoder = encoder.block if isinstance(encoder, InBfloat16) else encoder
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """As ``ImageEncoder``."""
+        images = images.flatten(0, 1)
+        given = images.bfloat16() if self.narrow else images
         if not library.usable(images):
-            return cast(ImageFeatures, self.encoder(images))
-        flat, results = images.flatten(0, 1), None
-        for begin in range(0, len(flat), _IMAGES_AT_A_TIME):
-            end = begin + _IMAGES_AT_A_TIME
-            maps = self.encoder(flat[None, begin:end])
-            if results is None:
-                # Channels last, in kept memory.
-                results = [empty(len(flat), *m.shape[2:], m.shape[1]).movedim(-1, 1) for m in maps]
-            for result, part in zip(results, maps):
-                result[begin:end] = part
-        assert results is not None
+            features, quarter = self.encoder(given[None])
+            return ImageFeatures(features.to(images.dtype), quarter)
+        results: list[Tensor] = []
+        for begin in range(0, len(given), _IMAGES_AT_A_TIME):
+            maps = self.encoder(given[None, begin : begin + _IMAGES_AT_A_TIME])
+            for i, (part, dtype) in enumerate(zip(maps, (images.dtype, given.dtype))):
+                if begin == 0:
+                    # Channels last, as the parts are.
+                    whole = empty(len(given), *part.shape[2:], part.shape[1], dtype=dtype)
+                    results.append(whole.movedim(-1, 1))
+                results[i][begin : begin + len(part)] = part
         return ImageFeatures(*results)
 
 

@@ -35,17 +35,19 @@ def cost_volume(
 ) -> Tensor:
     """How well each depth hypothesis explains the previous image: softmax over depth of minus the feature distance.
 
-    ``current`` and ``previous`` (B * N, C, h, w) are first-stage features of two exposures of the same cameras;
-    ``depths`` (D,) metres; the result is (B * N, D, h, w). Carries no gradient, as in the reference.
+    ``current`` and ``previous`` (B * N, C, h, w), float32 or bfloat16, are first-stage features of two exposures of the
+    same cameras; ``depths`` (D,) metres; the result is (B * N, D, h, w). Carries no gradient, as in the reference.
     """
     images, channels, h, w = current.shape
     # Oddity (spec 12.6): whether the previous image shows anything is read off one channel of the last group.
     witness = channels - CHANNEL_GROUP
     pixels = pixel_grid((h, w), image_size, current.device)
-    if library.usable(current, previous):
+    # Features may be bfloat16, which the kernel takes too: asked for no image of them, in float32.
+    if library.usable(current[:0].float(), previous[:0].float()):
         # Oddity (spec 12.6): the previous image is placed with the current image transform.
         steps = projection_steps(rig, motion, image_size, rig.image_rotation, rig.image_translation)
         return kernel.cost_volume(current, previous, steps, pixels[0, :, 0], pixels[:, 0, 1], depths, witness)
+    current, previous = current.float(), previous.float()
     pixels = pixels.expand(*rig.intrinsics.shape[:2], h, w, 2)
     cost = current.new_empty(images, len(depths), h, w)
     # Rows of channels: a bilinear sample is a weighted sum of four rows, which embedding_bag does in one pass.
