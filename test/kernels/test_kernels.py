@@ -14,7 +14,9 @@ from gdfusion_ros.frame import CameraView
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import convolution, library, lifting
 from gdfusion_ros.kernels import head as head_kernel
+from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points, pixel_grid, ray_steps
+from gdfusion_ros.model.blocks.encoders import EncoderConfig, VoxelNeck
 from gdfusion_ros.model.blocks.heads import VoxelHead
 from gdfusion_ros.model.blocks.lifting import lift_logarithm, splat
 from gdfusion_ros.model.blocks.stereo import cost_volume
@@ -23,6 +25,7 @@ from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import sample_history
 from gdfusion_ros.model.images import prepare_view
+from gdfusion_ros.model.inference import FusedNeck
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
 
@@ -303,6 +306,57 @@ def test_the_convolution_equals_its_twin(
     plain = torch.cat([plain[:, :rectified].relu(), plain[:, rectified:]], dim=1)
     weights = convolution.transform(module.weight, module.bias)
     assert_close(convolution.convolve(x, weights, relu, residual), plain)
+    # Over the residual itself, when that lies in memory as the result does.
+    residual = residual.movedim(1, -1).contiguous().movedim(-1, 1)
+    result = convolution.convolve(x, weights, relu, residual, in_place=True)
+    assert result.data_ptr() == residual.data_ptr()
+    assert_close(result, plain)
+
+
+@pytest.mark.parametrize(
+    ("channels", "sizes", "outputs"),
+    [
+        ((32, 64, 128), ((12, 10, 8), (6, 5, 4), (3, 3, 2)), 32),
+        ((5, 7), ((5, 3, 7), (1, 2, 3)), 9),
+        ((8,), ((3, 3, 3),), 40),
+        ((8, 8, 8), ((1, 2, 5), (1, 1, 1), (1, 1, 2)), 16),
+    ],
+)
+def test_the_neck_equals_the_plain_one(
+    channels: tuple[int, ...], sizes: tuple[tuple[int, int, int], ...], outputs: int
+) -> None:
+    torch.manual_seed(outputs)
+    ones = tuple(1 for _ in channels)
+    neck = VoxelNeck(EncoderConfig(ones, channels, ones, outputs)).eval()
+    neck.conv.bn.bias.normal_()
+    maps = [torch.randn(2, count, *size) for count, size in zip(channels, sizes)]
+    fused = FusedNeck(neck, channels, "fp32")
+    assert_close(fused(maps), neck(maps))
+    assert_close(twin(fused, maps), neck(maps))
+
+
+def test_kept_memory_serves_the_next_result_of_its_size_and_nobody_elses() -> None:
+    first = empty(3, 1 << 19)
+    view, place = first.view(-1)[5:], first.data_ptr()
+    assert place % 64 == 0
+    first.fill_(1.0)
+    del first
+    other = empty(3, 1 << 19)
+    assert other.data_ptr() != place
+    other.fill_(2.0)
+    assert bool((view == 1.0).all())
+    del view
+    assert empty(1 << 19, 3).data_ptr() == place
+    assert empty(3, 1 << 20, dtype=torch.bfloat16).shape == (3, 1 << 20)
+
+
+def test_features_in_bfloat16_give_the_cost_volume_of_their_values() -> None:
+    rig, motion = random_rig(2, 3)
+    current, previous = torch.randn(2, 16, 8, 16).bfloat16(), torch.randn(2, 16, 8, 16).bfloat16()
+    depths = torch.linspace(1, 20, 9)
+    found = cost_volume(current, previous, depths, rig, motion, (32, 64))
+    assert_close(found, cost_volume(current.float(), previous.float(), depths, rig, motion, (32, 64)))
+    assert_close(twin(cost_volume, current, previous, depths, rig, motion, (32, 64)), found, 1e-3)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
