@@ -28,7 +28,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     if size < _FEWEST:
         return torch.empty(shape, dtype=dtype)
     kept = _kept[size]
-    memory = kept.pop() if kept else _aligned(size)
+    try:
+        memory = kept.pop()
+    except IndexError:  # not asked beforehand: another thread may take the last one meanwhile
+        memory = _aligned(size)
     # The tensor, its views and whatever else shares its memory hold this view, which goes with the last of them.
     view = memory[:]
     weakref.finalize(view, kept.append, memory).atexit = False

@@ -151,7 +151,7 @@ def _nearest(
 ) -> Tensor:
     """(Y, X, Z, C)."""
     x, y, z = shape
-    out = table.new_empty(y, x, z, table.shape[-1])
+    out = empty(y, x, z, table.shape[-1])
     call(
         "lift_nearest",
         *(table, weights, ranks.starts, ranks.order, *_sizes(table, weights), x * y * z, spread, out),
