@@ -7,7 +7,8 @@ that the result is checked against (test/model/test_inference.py). The result ca
 ``bf16`` rounds what goes into and comes out of every convolution to bfloat16, and sums in float32, as processors with
 bfloat16 arithmetic do. Those compute so; elsewhere the rounding is the same and the speed that of float32. 3x3x3
 convolutions stay in float32 where Winograd's form of them is faster. The kernels of the geometry and scene cues round
-what they multiply as well, where the processor gains by it; that of the voxel cue does not. What the network carries from frame to frame stays float32.
+what they multiply as well, where the processor gains by it; that of the voxel cue does not. What the network carries
+from frame to frame stays float32.
 """
 
 from __future__ import annotations
