@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
+from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.encoders import EncoderConfig
 from gdfusion_ros.model.blocks.layers import ConvNorm, upsample
+
+_ROWS_AT_A_TIME = 4
+"""Of the finest level, of which the doubled size is made."""
 
 
 class BasicVoxelBlock(nn.Module):
@@ -115,6 +120,8 @@ class MixingHead(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Levels (B, inputs, ...), finest first, to logits (B, classes, ...) at the finest (or doubled) size."""
         maps = [conv(x) for conv, x in zip(self.occ_convs, levels, strict=True)]
+        if self.deblock is not None and library.usable(levels[0]):
+            return self._in_slabs(levels[0], maps)
         if self.deblock is not None:
             maps.insert(0, self.deblock(levels[0]))
         narrow, norm, relu, last = self.occ_pred_conv
@@ -126,6 +133,32 @@ class MixingHead(nn.Module):
         for i, x in enumerate(maps[1:], 1):
             mixed += shares[:, i : i + 1] * upsample(x, mixed.shape[2:], align_corners=False)
         return cast(Tensor, last(relu(norm(mixed))))
+
+    def _in_slabs(self, finest: Tensor, maps: list[Tensor]) -> Tensor:
+        """As ``forward``, a few rows of voxels at a time: what is of the doubled size never leaves the cache whole."""
+        assert self.deblock is not None
+        narrow, norm, relu, last = self.occ_pred_conv
+        coarse = [narrow(x) for x in maps]
+        full = [2 * size for size in finest.shape[2:]]
+        slabs = []
+        for begin in range(0, finest.shape[2], _ROWS_AT_A_TIME):
+            fine = self.deblock(finest[:, :, begin : begin + _ROWS_AT_A_TIME])
+            shares = self.voxel_soft_weights(fine).softmax(dim=1)
+            mixed = shares[:, :1] * narrow(fine)
+            for i, x in enumerate(coarse, 1):
+                mixed += shares[:, i : i + 1] * _upsampled_rows(x, 2 * begin, mixed.shape[2:], full[0])
+            slabs.append(last(relu(norm(mixed))))
+        return torch.cat(slabs, dim=2)
+
+
+def _upsampled_rows(x: Tensor, begin: int, size: torch.Size, rows: int) -> Tensor:
+    """The part from row ``begin`` on, of the given size, of what ``upsample`` makes of x with this many rows in all."""
+    last = x.shape[2] - 1
+    place = (torch.arange(begin, begin + size[0], device=x.device) + 0.5) * (x.shape[2] / rows) - 0.5
+    low = place.clamp_(0, last).long()
+    share = (place - low).view(-1, 1, 1)
+    between = torch.lerp(x.index_select(2, low), x.index_select(2, (low + 1).clamp_max(last)), share)
+    return upsample(between.contiguous(memory_format=torch.channels_last_3d), size, align_corners=False)
 
 
 def _conv_norm_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
