@@ -19,6 +19,7 @@ from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points,
 from gdfusion_ros.model.blocks.encoders import EncoderConfig, VoxelNeck
 from gdfusion_ros.model.blocks.heads import VoxelHead
 from gdfusion_ros.model.blocks.lifting import lift_logarithm, splat
+from gdfusion_ros.model.blocks.pyramid import MixingHead
 from gdfusion_ros.model.blocks.stereo import cost_volume
 from gdfusion_ros.model.config import ImageConfig, TemporalConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
@@ -333,6 +334,13 @@ def test_the_neck_equals_the_plain_one(
     fused = FusedNeck(neck, channels, "fp32")
     assert_close(fused(maps), neck(maps))
     assert_close(twin(fused, maps), neck(maps))
+
+
+def test_the_doubled_mixing_head_equals_itself_a_few_rows_at_a_time() -> None:
+    torch.manual_seed(0)
+    head = MixingHead(32, 3, 5, doubled=True).eval()
+    levels = [torch.randn(1, 32, *size) for size in ((9, 6, 4), (5, 3, 2), (3, 2, 1))]
+    assert_close(head(levels), twin(head, levels))
 
 
 def test_kept_memory_serves_the_next_result_of_its_size_and_nobody_elses() -> None:
