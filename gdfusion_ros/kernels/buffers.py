@@ -19,6 +19,9 @@ _FEWEST = 1 << 20
 """Bytes below which the allocator keeps memory anyway."""
 _LINE = 64
 """Bytes of a cache line."""
+_MOST = 256_000_000
+"""Bytes that are kept at most: enough for three volumes of a large network, while all that a frame ever took
+would stand beside a network's peak."""
 _kept: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
 
@@ -34,8 +37,13 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         memory = _aligned(size)
     # The tensor, its views and whatever else shares its memory hold this view, which goes with the last of them.
     view = memory[:]
-    weakref.finalize(view, kept.append, memory).atexit = False
+    weakref.finalize(view, _keep, memory).atexit = False
     return torch.from_numpy(view).view(dtype).view(shape)
+
+
+def _keep(memory: npt.NDArray[np.uint8]) -> None:
+    if kept_bytes() + memory.nbytes <= _MOST:
+        _kept[memory.nbytes].append(memory)
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint8]:
@@ -47,4 +55,4 @@ def _aligned(size: int) -> npt.NDArray[np.uint8]:
 
 def kept_bytes() -> int:
     """What is kept and serves nobody now."""
-    return sum(memory.nbytes for memories in _kept.values() for memory in memories)
+    return sum(memory.nbytes for memories in list(_kept.values()) for memory in list(memories))

@@ -44,6 +44,9 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _IMAGES_AT_A_TIME = 3
 _FEWEST_CHANNELS = 16
 """Of a convolution that is worth a Winograd transform."""
+_MOST_IN_VOLUMES = 128 * 128
+"""Inputs times outputs of a convolution of volumes that is: transformed weights are eight times as large, and wide
+layers have few voxels."""
 
 
 def inference_form(network: nn.Module, precision: Precision = "fp32") -> nn.Module:
@@ -76,10 +79,13 @@ class FusedConvolution(nn.Module):
         weight, bias = (tensor.detach() for tensor in folded(convolution, norm))
         self.dims = weight.dim() - 2
         self.relu = relu
-        small = min(weight.shape[:2]) < _FEWEST_CHANNELS
+        outputs, inputs = weight.shape[:2]
+        fits = min(inputs, outputs) >= _FEWEST_CHANNELS and (
+            self.dims == 2 or inputs * outputs <= _MOST_IN_VOLUMES
+        )
         plain = convolution.padding_mode == "zeros" and convolution.groups == 1
         each = (weight.shape[2:], convolution.stride, convolution.padding, convolution.dilation)
-        self.winograd = not small and plain and [set(values) for values in each] == [{3}, {1}, {1}, {1}]
+        self.winograd = fits and plain and [set(values) for values in each] == [{3}, {1}, {1}, {1}]
         exact = self.winograd and self.dims == 3 and _winograd_is_fastest(weight.device)
         self.rounds = precision == "bf16" and not exact
         self.in_bfloat16 = self.rounds and has_bfloat16(weight.device)
