@@ -20,8 +20,8 @@ _FEWEST = 1 << 20
 _LINE = 64
 """Bytes of a cache line."""
 _MOST = 256_000_000
-"""Bytes that are kept at most: enough for three volumes of a large network, while all that a frame ever took
-would stand beside a network's peak."""
+"""Bytes that are kept at most: enough for three volumes of a large network. All that a frame ever took would stand
+beside the next frame's peak."""
 _kept: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -93,14 +93,19 @@ def restricted_to(name: str) -> Iterator[None]:
         _instruction_set.reset(token)
 
 
-def usable(*tensors: Tensor, gradient: bool = False) -> bool:
-    """Whether kernels may be called on these tensors, here and now; ``gradient``: ones that know their gradient."""
+def usable(
+    *tensors: Tensor, gradient: bool = False, dtypes: Collection[torch.dtype] = (torch.float32,)
+) -> bool:
+    """Whether kernels may be called on these tensors, here and now.
+
+    ``gradient``: kernels that know their gradient; ``dtypes``: what they take.
+    """
     return (
         _switched_on.get()
         and (gradient or not torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
-        and all(_is_plain(tensor) for tensor in tensors)
+        and all(_is_plain(tensor) and tensor.dtype in dtypes for tensor in tensors)
         and _library() is not None
     )
 
@@ -108,7 +113,7 @@ def usable(*tensors: Tensor, gradient: bool = False) -> bool:
 def _is_plain(tensor: Tensor) -> bool:
     # A subclass (fake tensors, those of torch.func) has no memory that a kernel could read.
     real = type(tensor) in (Tensor, torch.nn.Parameter)
-    return real and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return real and tensor.device.type == "cpu"
 
 
 def call(kernel: str, *arguments: Tensor | np.ndarray | int | float | None) -> None:

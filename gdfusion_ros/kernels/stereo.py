@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.kernels.library import call, cells_first
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""Of the features."""
 
 
 def cost_volume(

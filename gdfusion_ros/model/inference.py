@@ -42,6 +42,7 @@ Backend = Literal["torch", "openvino", "onnxruntime"]
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _IMAGES_AT_A_TIME = 3
+"""In the image encoder."""
 _FEWEST_CHANNELS = 16
 """Of a convolution that is worth a Winograd transform."""
 _MOST_IN_VOLUMES = 128 * 128

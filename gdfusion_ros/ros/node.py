@@ -346,9 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     use_shared_memory()  # the segment that grids go out through is the node's own
-    cv2.setNumThreads(
-        1
-    )  # images are decoded side by side: within one, threads would only wait for each other
+    # Images are decoded side by side: within one, threads would only wait for each other.
+    cv2.setNumThreads(1)
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
         try:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gdfusion_ros.frame import CameraView
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import convolution, library, lifting
 from gdfusion_ros.kernels import head as head_kernel
-from gdfusion_ros.kernels.buffers import empty
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points, pixel_grid, ray_steps
 from gdfusion_ros.model.blocks.encoders import EncoderConfig, VoxelNeck
 from gdfusion_ros.model.blocks.heads import VoxelHead
 from gdfusion_ros.model.blocks.lifting import lift_logarithm, splat
 from gdfusion_ros.model.blocks.pyramid import MixingHead
 from gdfusion_ros.model.blocks.stereo import cost_volume
-from gdfusion_ros.model.config import ImageConfig, TemporalConfig
+from gdfusion_ros.model.config import TemporalConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import sample_history
-from gdfusion_ros.model.images import prepare_view
 from gdfusion_ros.model.inference import FusedNeck
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
@@ -35,11 +30,7 @@ pytestmark = pytest.mark.skipif(not library.instruction_sets(), reason="the libr
 BOUND = 2e-5
 """Of a tensor's largest value: what a kernel may differ from its twin."""
 
-
-@pytest.fixture(autouse=True, params=library.instruction_sets() or ["none"])
-def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    with torch.inference_mode(), library.restricted_to(request.param):
-        yield
+pytestmark = pytest.mark.usefixtures("instructions")
 
 
 def twin(function, *arguments):  # type: ignore[no-untyped-def]
@@ -343,21 +334,6 @@ def test_the_doubled_mixing_head_equals_itself_a_few_rows_at_a_time() -> None:
     assert_close(head(levels), twin(head, levels))
 
 
-def test_kept_memory_serves_the_next_result_of_its_size_and_nobody_elses() -> None:
-    first = empty(3, 1 << 19)
-    view, place = first.view(-1)[5:], first.data_ptr()
-    assert place % 64 == 0
-    first.fill_(1.0)
-    del first
-    other = empty(3, 1 << 19)
-    assert other.data_ptr() != place
-    other.fill_(2.0)
-    assert bool((view == 1.0).all())
-    del view
-    assert empty(1 << 19, 3).data_ptr() == place
-    assert empty(3, 1 << 20, dtype=torch.bfloat16).shape == (3, 1 << 20)
-
-
 def test_features_in_bfloat16_give_the_cost_volume_of_their_values() -> None:
     rig, motion = random_rig(2, 3)
     current, previous = torch.randn(2, 16, 8, 16).bfloat16(), torch.randn(2, 16, 8, 16).bfloat16()
@@ -422,31 +398,3 @@ def test_a_missing_library_is_one_warning_and_the_torch_path(
         assert "install the package again" in caplog.text
     finally:
         library._library.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("size", "wanted"),
-    [
-        ((900, 1600), (256, 704)),
-        ((480, 640), (96, 256)),
-        ((600, 641), (96, 96)),
-        ((47, 33), (64, 96)),  # upright: Pillow's
-        ((33, 47), (64, 96)),
-        ((50, 50), (32, 64)),
-        ((5, 7), (32, 96)),
-        ((1, 3), (32, 32)),
-        ((20, 900), (32, 128)),
-    ],
-)
-@pytest.mark.parametrize("hard", [False, True], ids=["noise", "black and white"])
-def test_an_image_is_resized_to_the_last_bit_as_pillow_does(
-    size: tuple[int, int], wanted: tuple[int, int], hard: bool
-) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    if hard:  # what overshoots, on both sides
-        image = np.where(image < 128, 0, 255).astype(np.uint8)
-    view = CameraView("CAM", image, np.eye(3), np.eye(4), np.eye(4), 0)
-    ours = prepare_view(view, ImageConfig(*wanted))
-    plain = twin(prepare_view, view, ImageConfig(*wanted))
-    assert np.array_equal(ours.image, plain.image)
-    assert ours.image_transform == plain.image_transform

@@ -242,3 +242,9 @@ def test_convolutions_with_few_channels_or_strides_are_left_to_torch() -> None:
     assert not FusedConvolution(nn.Conv2d(64, 64, 3, stride=2, padding=1), None, True, "fp32").winograd
     assert not FusedConvolution(nn.Conv2d(64, 64, 3, padding=2, dilation=2), None, True, "fp32").winograd
     assert FusedConvolution(nn.Conv3d(64, 64, 3, padding=1), None, True, "fp32").winograd
+
+
+def test_only_convolutions_of_volumes_can_be_too_wide_for_transformed_weights() -> None:
+    assert FusedConvolution(nn.Conv3d(128, 128, 3, padding=1), None, True, "fp32").winograd
+    assert not FusedConvolution(nn.Conv3d(160, 160, 3, padding=1), None, True, "fp32").winograd
+    assert FusedConvolution(nn.Conv2d(512, 512, 3, padding=1), None, True, "fp32").winograd

@@ -42,8 +42,7 @@ def cost_volume(
     # Oddity (spec 12.6): whether the previous image shows anything is read off one channel of the last group.
     witness = channels - CHANNEL_GROUP
     pixels = pixel_grid((h, w), image_size, current.device)
-    # Features may be bfloat16, which the kernel takes too: asked for no image of them, in float32.
-    if library.usable(current[:0].float(), previous[:0].float()):
+    if library.usable(current, previous, dtypes=kernel.DTYPES):
         # Oddity (spec 12.6): the previous image is placed with the current image transform.
         steps = projection_steps(rig, motion, image_size, rig.image_rotation, rig.image_translation)
         return kernel.cost_volume(current, previous, steps, pixels[0, :, 0], pixels[:, 0, 1], depths, witness)
