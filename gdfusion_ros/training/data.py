@@ -119,7 +119,7 @@ class WorldSequences:
         rig = self.rig.jittered(rng) if rng.random() < 0.6 else self.rig
         noise = float(rng.uniform(0.02, 0.08)) if rng.random() < 0.25 else 0.0
         source = WorldSource(seed, self.frames, rig, self.image_size, self.grid, pose_noise=noise)
-        return _stack([*source.pairs()])
+        return stack([*source.pairs()])
 
 
 def mirrored(sequence: Sequence) -> Sequence:
@@ -147,7 +147,8 @@ def mirrored(sequence: Sequence) -> Sequence:
     )
 
 
-def _stack(pairs: list[tuple[CameraFrame, GroundTruth]]) -> Sequence:
+def stack(pairs: list[tuple[CameraFrame, GroundTruth]]) -> Sequence:
+    """Consecutive frames with their ground truth as one sequence."""
     first = pairs[0][0].views
     return Sequence(
         images=np.stack([np.stack([view.image for view in frame.views]) for frame, _ in pairs]),

@@ -13,7 +13,7 @@ from gdfusion_ros.model.config import DepthBins, ImageConfig, load_config
 from gdfusion_ros.model.model import load_model
 from gdfusion_ros.sources.world import NUSCENES, TRAINING_SEEDS, WorldSource
 from gdfusion_ros.training.batch import collate, depth_target, semantics_target
-from gdfusion_ros.training.data import WorldSequences, _stack
+from gdfusion_ros.training.data import WorldSequences, stack
 from gdfusion_ros.training.losses import depth_loss, flow_loss, occupancy_loss, semantics_loss
 
 
@@ -24,7 +24,7 @@ def pairs():
 
 def test_a_batch_is_what_the_model_makes_of_the_frame(pairs):
     model = load_model("gdfusion-small", "random:0")
-    batch, _ = collate([(_stack(pairs), 1)], model.config, 8, first=False)
+    batch, _ = collate([(stack(pairs), 1)], model.config, 8, first=False)
     frames = [frame for frame, _ in pairs]
     expected = model.network_input(frames[1], model.ego_poses(frames[1]), model.ego_poses(frames[0]))
     assert torch.allclose(batch.images, expected.images, atol=1e-5)
@@ -35,7 +35,7 @@ def test_a_batch_is_what_the_model_makes_of_the_frame(pairs):
 
 
 def test_targets_are_the_ground_truth_with_rows_of_y(pairs):
-    _, targets = collate([(_stack(pairs), 1)], load_config("gdfusion-small"), 8, first=False)
+    _, targets = collate([(stack(pairs), 1)], load_config("gdfusion-small"), 8, first=False)
     truth = pairs[1][1]
     assert np.array_equal(targets.labels[0].numpy(), truth.labels.swapaxes(0, 1))
     assert (targets.weight[0].numpy() == 1)[truth.visible.swapaxes(0, 1)].all()
@@ -98,7 +98,7 @@ def _pixels(points, rig, camera):
 
 def test_what_no_camera_has_seen_weighs_what_it_is_told_to(pairs):
     config = load_config("gdfusion-small")
-    _, targets = collate([(_stack(pairs), 1)], config, 4, first=False, unseen=0.05)
+    _, targets = collate([(stack(pairs), 1)], config, 4, first=False, unseen=0.05)
     truth = pairs[1][1]
     unseen = ~(truth.visible | truth.hidden_seen_before)
     assert np.allclose(targets.weight[0].numpy().swapaxes(0, 1)[unseen], 0.05)
