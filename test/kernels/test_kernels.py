@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfusion_ros.grid import VoxelGrid
-from gdfusion_ros.kernels import convolution, library, lifting
+from gdfusion_ros.kernels import convolution, library, lifting, stereo
 from gdfusion_ros.kernels import head as head_kernel
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion, grid_points, pixel_grid, ray_steps
 from gdfusion_ros.model.blocks.encoders import EncoderConfig, VoxelNeck
@@ -334,12 +334,21 @@ def test_the_doubled_mixing_head_equals_itself_a_few_rows_at_a_time() -> None:
     assert_close(head(levels), twin(head, levels))
 
 
-def test_features_in_bfloat16_give_the_cost_volume_of_their_values() -> None:
+def test_features_in_bfloat16_give_the_cost_volume_of_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     rig, motion = random_rig(2, 3)
     current, previous = torch.randn(2, 16, 8, 16).bfloat16(), torch.randn(2, 16, 8, 16).bfloat16()
     depths = torch.linspace(1, 20, 9)
+    taken: list[torch.dtype] = []
+
+    def kernel(features: Tensor, *rest: Tensor | int) -> Tensor:
+        taken.append(features.dtype)
+        return original(features, *rest)
+
+    original = stereo.cost_volume
+    monkeypatch.setattr(stereo, "cost_volume", kernel)
     found = cost_volume(current, previous, depths, rig, motion, (32, 64))
     assert_close(found, cost_volume(current.float(), previous.float(), depths, rig, motion, (32, 64)))
+    assert taken == ([torch.bfloat16, torch.float32] if library.instruction_sets() else [])
     assert_close(twin(cost_volume, current, previous, depths, rig, motion, (32, 64)), found, 1e-3)
 
 

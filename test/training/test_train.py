@@ -22,10 +22,18 @@ from gdfusion_ros.model.model import build_network, load_model
 from gdfusion_ros.model.networks.small import SmallArchitecture
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
+from gdfusion_ros.sources.world import TRAINING_SEEDS
 from gdfusion_ros.training.beginning import begin_history, begin_with_shares
 from gdfusion_ros.training.losses import world_class_weights
 from gdfusion_ros.training.order import Loader, single_frame
-from gdfusion_ros.training.recipe import LossWeights, Recipe, Stage, load_recipe, stage_seconds
+from gdfusion_ros.training.recipe import (
+    MOST_SEQUENCES,
+    LossWeights,
+    Recipe,
+    Stage,
+    load_recipe,
+    stage_seconds,
+)
 from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
 
 FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
@@ -185,6 +193,19 @@ def test_the_rate_rises_and_falls():
     assert learning_rate(FRAMES, 0.0) < 0.03 * FRAMES.rate
     assert learning_rate(FRAMES, FRAMES.warmup) == pytest.approx(FRAMES.rate)
     assert learning_rate(FRAMES, 1.0) == pytest.approx(0.02 * FRAMES.rate)
+
+
+def test_each_seed_has_drives_of_its_own_and_none_of_them_is_held_out(config, tmp_path):
+    ranges = []
+    for seed in (0, 1, 2):
+        trainer = Trainer(dataclasses.replace(RECIPE, seed=seed), tmp_path / str(seed), config=config)
+        first = trainer.loader._sequences.first_seed
+        ranges.append(range(first, first + MOST_SEQUENCES))
+    assert ranges[0].start >= TRAINING_SEEDS
+    assert ranges[0].stop <= ranges[1].start
+    assert ranges[1].stop <= ranges[2].start
+    with pytest.raises(ValueError, match="sequences"):
+        dataclasses.replace(RECIPE, sequences=MOST_SEQUENCES + 1)
 
 
 @pytest.mark.parametrize(
