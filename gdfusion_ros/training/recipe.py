@@ -103,7 +103,8 @@ class Recipe:
     clip: float = 5.0
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """What the convolutional blocks compute in. ``bf16`` is twice as fast where the processor has its arithmetic."""
+    """What the convolutional blocks compute in. ``bf16`` is twice as fast where the processor has its arithmetic; where
+    it has not, float32 is taken, with a warning."""
     average: float = 0.998
     """Decay a step of the moving average of the weights, which is what a training gives."""
 

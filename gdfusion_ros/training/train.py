@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.model.config import ModelConfig, load_config
+from gdfusion_ros.model.inference import has_bfloat16
 from gdfusion_ros.model.model import build_network
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
@@ -85,7 +86,10 @@ class Trainer:
         self.semantics = semantics_layer(self.network, len(self.config.labels.labels.labels))
         self.single = without_history(self.network, self.config)
         if recipe.precision == "bf16":
-            compute_in_bfloat16(self.network)
+            if has_bfloat16(torch.device("cpu")):
+                compute_in_bfloat16(self.network)
+            else:
+                log.warning("this processor imitates bfloat16, ten times slower than float32: float32 is taken")
         self.stage = self.step = 0
         self.seconds = 0.0
         self.state: TemporalState | None = None
