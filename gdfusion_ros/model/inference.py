@@ -80,13 +80,7 @@ class FusedConvolution(nn.Module):
         weight, bias = (tensor.detach() for tensor in folded(convolution, norm))
         self.dims = weight.dim() - 2
         self.relu = relu
-        outputs, inputs = weight.shape[:2]
-        fits = min(inputs, outputs) >= _FEWEST_CHANNELS and (
-            self.dims == 2 or inputs * outputs <= _MOST_IN_VOLUMES
-        )
-        plain = convolution.padding_mode == "zeros" and convolution.groups == 1
-        each = (weight.shape[2:], convolution.stride, convolution.padding, convolution.dilation)
-        self.winograd = fits and plain and [set(values) for values in each] == [{3}, {1}, {1}, {1}]
+        self.winograd = _suits_winograd(convolution)
         exact = self.winograd and self.dims == 3 and _winograd_is_fastest(weight.device)
         self.rounds = precision == "bf16" and not exact
         self.in_bfloat16 = self.rounds and has_bfloat16(weight.device)
@@ -282,6 +276,24 @@ def _has_fused_operator(x: Tensor) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and torch.backends.mkldnn.is_available()
     )
+
+
+def _suits_winograd(convolution: nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether a convolution can take Winograd's form, and gains by it."""
+    outputs, inputs, *size = convolution.weight.shape
+    fits = min(inputs, outputs) >= _FEWEST_CHANNELS and (
+        len(size) == 2 or inputs * outputs <= _MOST_IN_VOLUMES
+    )
+    plain = convolution.padding_mode == "zeros" and convolution.groups == 1
+    each = (size, convolution.stride, convolution.padding, convolution.dilation)
+    return fits and plain and [set(values) for values in each] == [{3}, {1}, {1}, {1}]
+
+
+def keeps_kernels(block: nn.Module) -> bool:
+    """Whether a block is faster with the kernels than in another runtime, in whatever precision: those compute 3x3x3
+    convolutions as they are defined."""
+    volumes = [part for part in block.modules() if type(part) is nn.Conv3d and _suits_winograd(part)]
+    return bool(volumes) and library.allowed() and _winograd_is_fastest(volumes[0].weight.device)
 
 
 def _winograd_is_fastest(device: torch.device) -> bool:

@@ -25,7 +25,7 @@ from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.compiled import Call, Runtime, compile_blocks, record
 from gdfusion_ros.model.config import ModelConfig, load_config
 from gdfusion_ros.model.images import network_image, prepare_view
-from gdfusion_ros.model.inference import Backend, Precision, inference_form
+from gdfusion_ros.model.inference import Backend, Precision, has_bfloat16, inference_form, keeps_kernels
 from gdfusion_ros.model.lidar import lidar_depth
 from gdfusion_ros.model.network import NetworkInput, NetworkOutput
 from gdfusion_ros.model.networks import FAMILIES
@@ -118,11 +118,15 @@ class OccupancyModel:
                 f"the backend {backend} runs on the CPU, and needs a frame at least to be prepared with"
             )
         calls = self.record_blocks(self.calibration)
+        calls = {
+            name: of for name, of in calls.items() if not keeps_kernels(self.network.get_submodule(name))
+        }
         # The plain network keeps its blocks; the copy shares their weights while it has them.
         shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
         compiled = compile_blocks(copy.deepcopy(self.network, shared), backend, self.precision, calls)
-        # What stays in torch of an int8 network has bfloat16, as what stays in the runtime has.
-        return inference_form(compiled, "fp32" if self.precision == "fp32" else "bf16")
+        # What stays in torch of an int8 network has bfloat16 where that is faster, as what stays in the runtime has.
+        narrow = self.precision == "bf16" or (self.precision == "int8" and has_bfloat16(self.device))
+        return inference_form(compiled, "bf16" if narrow else "fp32")
 
     def record_blocks(self, frames: Sequence[CameraFrame]) -> dict[str, list[Call]]:
         """The calls of each of the network's blocks (gdfusion_ros.model.compiled) over consecutive frames."""

@@ -89,7 +89,9 @@ class Trainer:
             if has_bfloat16(torch.device("cpu")):
                 compute_in_bfloat16(self.network)
             else:
-                log.warning("this processor imitates bfloat16, ten times slower than float32: float32 is taken")
+                log.warning(
+                    "this processor imitates bfloat16, ten times slower than float32: float32 is taken"
+                )
         self.stage = self.step = 0
         self.seconds = 0.0
         self.state: TemporalState | None = None

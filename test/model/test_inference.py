@@ -14,10 +14,10 @@ from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
-from gdfusion_ros.model.compiled import blocks_of, compile_blocks, record
+from gdfusion_ros.model.compiled import CompiledBlock, blocks_of, compile_blocks, record
 from gdfusion_ros.model.config import GridConfig, ModelConfig, TemporalConfig, load_config
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
-from gdfusion_ros.model.inference import FusedConvolution, inference_form
+from gdfusion_ros.model.inference import FusedConvolution, inference_form, keeps_kernels
 from gdfusion_ros.model.model import build_network, load_model
 from gdfusion_ros.model.network import NetworkInput
 from gdfusion_ros.model.state import TemporalState
@@ -229,6 +229,40 @@ def test_openvino_gives_images_and_volumes_channels_last_in_memory(dims: int) ->
     # The second frame must not have written over the first one's output.
     assert torch.allclose(first, expected, atol=1e-4)
     assert not torch.equal(first, second)
+
+
+def test_volumes_stay_with_the_kernels_whatever_computes_the_images() -> None:
+    volumes, images = ConvNorm(32, 32, 3, dims=3), ConvNorm(32, 32, 3, dims=2)
+    few, strided = ConvNorm(8, 8, 3, dims=3), nn.Conv3d(32, 32, 3, stride=2, padding=1)
+    assert keeps_kernels(volumes) == keeps_kernels(nn.Sequential(images, volumes)) == volumes_are_kept()
+    assert not any(keeps_kernels(block) for block in (images, few, strided, nn.Conv3d(32, 32, 1)))
+
+
+def volumes_are_kept() -> bool:
+    return bool(library.allowed() and library.instruction_sets() and not torch.cpu._is_amx_tile_supported())
+
+
+@pytest.mark.skipif(not library.instruction_sets(), reason="without kernels nothing stays with them")
+def test_a_network_of_volumes_in_openvino_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    config = small_config("bevdetocc-gf")
+    frames = world_frames(2)
+    plain = load_model(config, "random:0", kernels=False)
+    other = load_model(config, "random:0", backend="openvino", calibration=frames[:1])
+    compiled = [name for name, part in other.inference_network.named_modules() if is_compiled(part)]
+    kept = [name for name, block in blocks_of(plain.network).items() if keeps_kernels(block)]
+    assert "image_encoder" in compiled
+    assert bool(kept) == volumes_are_kept()
+    assert not set(compiled) & set(kept)
+    states: list[TemporalState | None] = [None, None]
+    for frame in frames:
+        expected, states[0] = plain(frame, states[0])
+        found, states[1] = other(frame, states[1])
+        assert (expected.labels == found.labels).mean() > 0.999
+
+
+def is_compiled(part: nn.Module) -> bool:
+    return isinstance(part, CompiledBlock)
 
 
 def test_a_backend_without_a_frame_to_prepare_with_is_refused_in_one_line() -> None:
