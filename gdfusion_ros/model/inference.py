@@ -291,9 +291,11 @@ def _suits_winograd(convolution: nn.Conv2d | nn.Conv3d) -> bool:
 
 def keeps_kernels(block: nn.Module) -> bool:
     """Whether a block is faster with the kernels than in another runtime, in whatever precision: those compute 3x3x3
-    convolutions as they are defined."""
-    volumes = [part for part in block.modules() if type(part) is nn.Conv3d and _suits_winograd(part)]
-    return bool(volumes) and library.allowed() and _winograd_is_fastest(volumes[0].weight.device)
+    convolutions as they are defined, and resize volumes slowly."""
+    volumes = [part for part in block.modules() if type(part) is nn.Conv3d]
+    if not volumes or not library.allowed() or not _winograd_is_fastest(volumes[0].weight.device):
+        return False
+    return isinstance(block, VoxelNeck) or any(_suits_winograd(volume) for volume in volumes)
 
 
 def _winograd_is_fastest(device: torch.device) -> bool:
@@ -361,8 +363,11 @@ class _Conversion:
             ):
                 setattr(module, name, self._fuse(child, None, True))
                 setattr(module, children[i + 1][0], nn.Identity())
-            elif isinstance(child, VoxelNeck):
-                stages = next(part for _, part in children if hasattr(part, "layers"))
+            elif (
+                isinstance(child, VoxelNeck)
+                and (stages := next((part for _, part in children if hasattr(part, "layers")), None))
+                is not None
+            ):
                 setattr(module, name, FusedNeck(child, _stage_channels(stages), self.precision))
             else:
                 setattr(module, name, self.convert(getattr(module, name)))

@@ -13,6 +13,7 @@ from gdfusion_ros.frame import CameraFrame
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import library
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
+from gdfusion_ros.model.blocks.encoders import EncoderConfig, VoxelNeck
 from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
 from gdfusion_ros.model.compiled import CompiledBlock, blocks_of, compile_blocks, record
 from gdfusion_ros.model.config import GridConfig, ModelConfig, TemporalConfig, load_config
@@ -252,7 +253,7 @@ def test_a_network_of_volumes_in_openvino_gives_the_same_labels(monkeypatch: pyt
     compiled = [name for name, part in other.inference_network.named_modules() if is_compiled(part)]
     kept = [name for name, block in blocks_of(plain.network).items() if keeps_kernels(block)]
     assert "image_encoder" in compiled
-    assert bool(kept) == volumes_are_kept()
+    assert ({"encoder", "neck"} <= set(kept)) == volumes_are_kept()
     assert not set(compiled) & set(kept)
     states: list[TemporalState | None] = [None, None]
     for frame in frames:
@@ -269,6 +270,15 @@ def test_a_backend_without_a_frame_to_prepare_with_is_refused_in_one_line() -> N
     model = load_model("gdfusion-small", "random:0", backend="openvino")
     with pytest.raises(UserError, match="needs a frame"):
         model(world_frames(1)[0], None)
+
+
+def test_a_neck_whose_stages_another_runtime_computes_is_converted_by_itself() -> None:
+    torch.manual_seed(0)
+    network = nn.Module()
+    network.neck = VoxelNeck(EncoderConfig((1, 1), (8, 16), (1, 2), 8))
+    maps = [torch.randn(1, 8, 4, 6, 4), torch.randn(1, 16, 2, 3, 2)]
+    with torch.inference_mode():
+        assert torch.allclose(inference_form(network).neck(maps), network.eval().neck(maps), atol=1e-5)
 
 
 def test_convolutions_with_few_channels_or_strides_are_left_to_torch() -> None:
