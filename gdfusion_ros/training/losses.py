@@ -19,11 +19,11 @@ MOVING = 0.5
 """Metres per second from which a voxel counts as moving."""
 
 
-def world_class_weights(labels: LabelSet = OCC3D) -> Tensor:
-    """Cross-entropy weights by label: the fourth root of how much rarer than free space a class is."""
+def world_class_weights(labels: LabelSet = OCC3D, rarity: float = 0.25) -> Tensor:
+    """Cross-entropy weights by label: the ``rarity``-th power of how much rarer than free space a class is."""
     weights = torch.ones(len(labels.labels))
     for name, count in _WORLD_COUNTS.items():
-        weights[labels.id(name)] = (_WORLD_COUNTS["free"] / count) ** 0.25
+        weights[labels.id(name)] = (_WORLD_COUNTS["free"] / count) ** rarity
     return weights
 
 

@@ -29,6 +29,10 @@ class LossWeights:
     unseen: float = 0.0
     """Of a voxel that no camera has seen yet, against 1 of a visible one, in the cross-entropy: what stands there can
     only be guessed, but a house is better guessed solid."""
+    rarity: float = 0.25
+    """Of the made-up world's classes in the cross-entropy of voxels: the power of how much rarer than free space a
+    class is by which its voxels count. Less as a network grows sure: while it hardly knows what stands where, free
+    space is the most likely answer everywhere, and what may well stand there the better one by mIoU."""
 
 
 @dataclass(frozen=True)

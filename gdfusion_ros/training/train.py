@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +22,13 @@ from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.weights import fill_weights, write_weights
 from gdfusion_ros.sources.world import NUSCENES, TRAINING_SEEDS
 from gdfusion_ros.training.batch import Targets, collate
-from gdfusion_ros.training.beginning import begin_history, begin_with_shares, semantics_layer, without_history
+from gdfusion_ros.training.beginning import (
+    begin_history,
+    begin_with_evidence,
+    begin_with_shares,
+    semantics_layer,
+    without_history,
+)
 from gdfusion_ros.training.checkpoint import Checkpoint
 from gdfusion_ros.training.data import WorldSequences
 from gdfusion_ros.training.lidar import ego_grid
@@ -36,9 +40,10 @@ from gdfusion_ros.training.losses import (
     world_class_weights,
 )
 from gdfusion_ros.training.nuscenes import NuScenesSequences
+from gdfusion_ros.training.optimizer import learning_rate, optimizer
 from gdfusion_ros.training.order import CHUNK, Loader, single_frame, stream_frame
 from gdfusion_ros.training.precision import compute_in_bfloat16
-from gdfusion_ros.training.recipe import MOST_SEQUENCES, Recipe, Stage, stage_seconds
+from gdfusion_ros.training.recipe import MOST_SEQUENCES, LossWeights, Recipe, Stage, stage_seconds
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +104,10 @@ class Trainer:
         self.first_losses: dict[str, float] | None = None
         self._optimizer_entries: dict | None = None  # type: ignore[type-arg]
         self.loader = self._loader(nuscenes, cache, workers)
-        # The published networks' cross-entropy has no weights; the world's rare classes would be lost without.
-        labels = self.config.labels.labels
-        self.class_weights = (
-            world_class_weights(labels) if nuscenes is None else torch.ones(len(labels.labels))
-        )
-        if nuscenes is None and not recipe.weights:
-            begin_with_shares(self.network, self.config, self.class_weights)
+        self.of_world = nuscenes is None
+        if self.of_world and not recipe.weights:
+            begin_with_shares(self.network, self.config, self._class_weights(recipe.stages[0].losses.rarity))
+            begin_with_evidence(self.network, self.semantics, self.config, self._class_weights())
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         out.mkdir(parents=True, exist_ok=True)
         if resume and (out / CHECKPOINT).is_file():
@@ -127,6 +129,12 @@ class Trainer:
         r = self.recipe
         first = TRAINING_SEEDS + r.seed * MOST_SEQUENCES
         return Loader(WorldSequences(r.sequences, r.frames, size, cache, grid, first, rig), workers)
+
+    def _class_weights(self, rarity: float = LossWeights.rarity) -> Tensor:
+        """Cross-entropy weights by label."""
+        labels = self.config.labels.labels
+        # The published networks' cross-entropy has no weights; the world's rare classes would be lost without.
+        return world_class_weights(labels, rarity) if self.of_world else torch.ones(len(labels.labels))
 
     def stop(self) -> None:
         """Let the training end after the step it is in. Signal handlers may call this."""
@@ -166,7 +174,7 @@ class Trainer:
             for module in network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        self.optimizer = _optimizer(self._trained(network), stage, self.recipe.weight_decay)
+        self.optimizer = optimizer(self._trained(network), stage, self.recipe.weight_decay)
         if self._optimizer_entries is not None:
             self.optimizer.load_state_dict(self._optimizer_entries)
             self._optimizer_entries = None
@@ -228,9 +236,7 @@ class Trainer:
             coming = [stream_frame(self.step + ahead, slot, slots, sequences, r.frames) for slot in mine]
         else:
             where = [single_frame(self.step * slots + slot, sequences, r.frames, r.seed) for slot in mine]
-            soon = (self.step * slots) // (min(CHUNK, sequences) * r.frames)
-            # This chunk and the next, whole: frames are shuffled, so a chunk's first step may want its last sequence.
-            coming = [((soon * CHUNK + i) % sequences, 0) for i in range(2 * CHUNK)]
+            coming = [(number, 0) for number in self._coming_shuffled(stage)]
         self.loader.expect(number for number, _ in coming)
         first = not stage.history or where[0][1] == 0
         stride = self.config.image.height // self._depth_rows
@@ -244,6 +250,20 @@ class Trainer:
         )
         return frame, targets, first
 
+    def _coming_shuffled(self, stage: Stage) -> list[int]:
+        """Sequences of this step's chunk and the next, whole: a chunk's first step may want its last sequence.
+
+        What the stage will not come to is not drawn, which would take a core from a short training.
+        """
+        sequences, each = len(self.loader), stage.batch * self.processes
+        steps = float(stage.steps)
+        if self.stage_seconds is not None:
+            steps = self.step * self.stage_seconds[self.stage] / self.seconds if self.seconds else 0.0
+        frames = min(CHUNK, sequences) * self.recipe.frames
+        chunk = self.step * each // frames
+        chunks = 2 if steps * each > (chunk + 1) * frames else 1
+        return [(chunk * CHUNK + i) % sequences for i in range(chunks * CHUNK)]
+
     @property
     def _depth_rows(self) -> int:
         """Rows of the network's depth map."""
@@ -256,7 +276,7 @@ class Trainer:
         losses = {}
         free = self.config.labels.labels.free
         losses["cross_entropy"], losses["jaccard"] = occupancy_loss(
-            output.logits, targets.labels, targets.weight, self.class_weights, free
+            output.logits, targets.labels, targets.weight, self._class_weights(stage.losses.rarity), free
         )
         zero = output.logits.new_zeros(())
         losses["depth"] = (
@@ -270,7 +290,7 @@ class Trainer:
         losses["semantics"] = zero
         if targets.semantics is not None and self.semantics is not None and output.context is not None:
             logits = self.semantics(output.context)
-            losses["semantics"] = semantics_loss(logits, targets.semantics, self.class_weights)
+            losses["semantics"] = semantics_loss(logits, targets.semantics, self._class_weights())
         total = sum((getattr(stage.losses, name) * losses[name] for name in _LOSSES), zero)
         if not bool(total.detach().isfinite()):
             raise UserError(
@@ -360,34 +380,6 @@ class Trainer:
         self._optimizer_entries = None if checkpoint.optimizer is None else dict(checkpoint.optimizer)
         if checkpoint.temporal_frames:
             self.state = TemporalState(checkpoint.temporal_frames, checkpoint.temporal)
-
-
-def learning_rate(stage: Stage, progress: float) -> float:
-    """The rate at a share of the stage: up in a line, down in half a cosine to a fiftieth."""
-    if progress < stage.warmup:
-        return stage.rate * (0.02 + 0.98 * progress / stage.warmup)
-    if stage.constant:
-        return stage.rate
-    down = min((progress - stage.warmup) / (1 - stage.warmup), 1.0)
-    return stage.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * down)))
-
-
-def _optimizer(
-    parameters: Mapping[str, nn.Parameter], stage: Stage, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW without decay of biases and norms, and with a rate of its own for the temporal gains."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    gains: list[nn.Parameter] = []
-    for name, parameter in parameters.items():
-        group = gains if name.split(".")[-1] == "gain" else matrices if parameter.dim() > 1 else vectors
-        group.append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "scale": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
-        {"params": gains, "weight_decay": 0.0, "scale": stage.gain_rate},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.rate)
 
 
 def _average_over_processes(tensors: list[Tensor]) -> None:

@@ -17,15 +17,22 @@ from safetensors.torch import load_file
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.labels import OCC3D
+from gdfusion_ros.model.blocks.small import cell_pixels, ray_values
 from gdfusion_ros.model.config import DepthBins, GridConfig, ImageConfig, load_config
 from gdfusion_ros.model.model import build_network, load_model
 from gdfusion_ros.model.networks.small import SmallArchitecture
 from gdfusion_ros.model.state import TemporalState
 from gdfusion_ros.model.watch import Watch
 from gdfusion_ros.sources.world import TRAINING_SEEDS
-from gdfusion_ros.training.beginning import begin_history, begin_with_shares
+from gdfusion_ros.training.beginning import (
+    begin_history,
+    begin_with_evidence,
+    begin_with_shares,
+    semantics_layer,
+)
 from gdfusion_ros.training.losses import world_class_weights
-from gdfusion_ros.training.order import Loader, single_frame
+from gdfusion_ros.training.optimizer import learning_rate
+from gdfusion_ros.training.order import CHUNK, Loader, single_frame
 from gdfusion_ros.training.recipe import (
     MOST_SEQUENCES,
     LossWeights,
@@ -34,7 +41,7 @@ from gdfusion_ros.training.recipe import (
     load_recipe,
     stage_seconds,
 )
-from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer, learning_rate
+from gdfusion_ros.training.train import CHECKPOINT, CURVES, WEIGHTS, Trainer
 
 FRAMES = Stage("frames", history=False, steps=30, share=1.0, batch=2, rate=0.004)
 STREAMS = Stage("streams", history=True, steps=8, share=1.0, batch=1, rate=0.002, freeze_norm=True)
@@ -178,6 +185,82 @@ def test_a_classifier_begins_with_how_often_each_label_occurs(config):
     shares = network.classifier[-1].bias[1:19].softmax(dim=0)
     assert shares.argmax() == OCC3D.free
     assert shares[OCC3D.id("driveable_surface")] > shares[OCC3D.id("car")] > shares[OCC3D.id("traffic_cone")]
+
+
+@pytest.fixture(scope="module")
+def beginner(config, cache, tmp_path_factory):
+    """A training of a network with a channel for each label, before its first step."""
+    roomy = dataclasses.replace(config, architecture=SmallArchitecture((8, 8, 8, 8), 8, 20, (8, 8, 8), 24))
+    return Trainer(RECIPE, tmp_path_factory.mktemp("beginner"), cache=cache, config=roomy)
+
+
+def test_depths_begin_around_the_ground_where_a_ray_meets_it(beginner):
+    frame, _, _ = beginner._batch(FRAMES)
+    network = beginner.single.train()
+    with torch.no_grad():
+        output, _ = network(frame, None)
+    pixels = cell_pixels((8, 16), frame.images.device).expand(2, 6, 8, 16, 2)
+    inverse = ray_values(pixels, frame.rig)[:, 3] / 10
+    expected = (output.depth * network.depths[:, None, None]).sum(dim=1)
+    near, horizon = inverse > 0.15, inverse < 0.01
+    assert near.sum() > 50
+    assert (expected[near] - 1 / inverse[near]).abs().mean() < 3.0  # bins are four metres apart here
+    assert expected[horizon].mean() > 2 * expected[near].mean()
+
+
+def test_what_an_image_shows_is_evidence_for_the_label_of_the_voxel_that_it_is_lifted_to(beginner):
+    network, labels = beginner.single, len(OCC3D.labels)
+    context = 2 * torch.eye(20)[:, :, None, None]
+    assert beginner.semantics(context)[:labels, :, 0, 0].argmax(dim=1).tolist() == [*range(labels)]
+    nothing = torch.zeros(1, 1, 1, 20, 20)
+    evidence = torch.eye(20)[None, None, None]
+    gained = network._classify(nothing, evidence) - network._classify(nothing, nothing)
+    assert gained[0, 0, 0, :labels, 1 : labels + 1].argmax(dim=1).tolist() == [*range(labels)]
+
+
+def test_labels_begin_at_the_heights_where_they_occur(beginner):
+    network = beginner.single
+    heights = network.encoder.out.bias.view(network.grid.shape[2], 20)
+    ground, house = heights[0], heights[3]  # from -1.0 m to 0.6 m, and from 3.8 m
+    assert ground[OCC3D.id("driveable_surface")] > ground[OCC3D.free]
+    assert house[OCC3D.id("manmade")] > house[OCC3D.id("car")]
+    assert house[OCC3D.free] > house[OCC3D.id("driveable_surface")]
+
+
+def test_a_network_with_fewer_channels_than_labels_begins_as_it_was(config):
+    network = build_network(config)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    begin_with_evidence(network, semantics_layer(network, len(OCC3D.labels)), config, world_class_weights())
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_rare_classes_count_as_much_as_the_stage_says(config, cache, tmp_path):
+    assert torch.equal(world_class_weights(rarity=0.0), torch.ones(len(OCC3D.labels)))
+    first = {}
+    for rarity in (0.25, 0.75):
+        stage = dataclasses.replace(FRAMES, steps=1, losses=LossWeights(rarity=rarity))
+        trainer = Trainer(
+            dataclasses.replace(RECIPE, stages=(stage,)), tmp_path / str(rarity), cache=cache, config=config
+        )
+        # The same network: what it begins with follows the stage as well.
+        trainer.network.classifier[-1].bias.data.zero_()
+        assert trainer.run()
+        first[rarity] = trainer.first_losses
+    assert first[0.25]["jaccard"] == first[0.75]["jaccard"]
+    assert first[0.25]["cross_entropy"] != first[0.75]["cross_entropy"]
+
+
+@pytest.mark.parametrize(("steps", "chunks"), [(CHUNK * 12, 1), (CHUNK * 12 + 1, 2)])
+def test_no_sequences_are_drawn_that_a_stage_will_not_come_to(config, tmp_path, steps, chunks):
+    stage = dataclasses.replace(FRAMES, steps=steps, batch=1)
+    recipe = dataclasses.replace(RECIPE, sequences=200, frames=12, stages=(stage,))
+    by_steps = Trainer(recipe, tmp_path, config=config)
+    assert by_steps._coming_shuffled(stage) == [*range(chunks * CHUNK)]
+    by_clock = Trainer(recipe, tmp_path, minutes=2.0, config=config)
+    assert by_clock._coming_shuffled(stage) == [*range(CHUNK)]  # nobody knows yet
+    by_clock.step, by_clock.seconds = steps // 2, 60.0 * (steps // 2) / (steps / 2)
+    assert by_clock._coming_shuffled(stage) == [*range(chunks * CHUNK)]
 
 
 def test_the_layer_on_what_images_show_is_trained_but_not_in_the_weights(config, cache, tmp_path):

@@ -11,7 +11,8 @@ from gdfusion_ros.model.blocks.layers import ConvNorm, ImageResidual
 
 STRIDE = 4
 """Image pixels of one cell of the image features."""
-_RAY_VALUES = 6
+RAY_VALUES = 6
+"""Channels of what ``ray_values`` gives."""
 
 
 class SmallImageEncoder(nn.Module):
@@ -21,7 +22,7 @@ class SmallImageEncoder(nn.Module):
         super().__init__()
         half, quarter, eighth, sixteenth = channels
         self.stem = ConvNorm(3, half, 3, dims=2, stride=2)
-        self.rays = nn.Conv2d(_RAY_VALUES, quarter, 1)
+        self.rays = nn.Conv2d(RAY_VALUES, quarter, 1)
         self.quarter = nn.Sequential(
             ConvNorm(half, quarter, 3, dims=2, stride=2), ImageResidual(quarter, quarter)
         )
@@ -55,7 +56,7 @@ class SmallDepthNet(nn.Module):
 
     def __init__(self, inputs: int, bins: int, context_channels: int, geometry: bool) -> None:
         super().__init__()
-        self.mix = ConvNorm(inputs + _RAY_VALUES, inputs, 3, dims=2)
+        self.mix = ConvNorm(inputs + RAY_VALUES, inputs, 3, dims=2)
         self.depth_head = nn.Conv2d(inputs, bins, 1)
         self.geometry_head = nn.Conv2d(inputs, bins, 1) if geometry else None
         self.context_head = nn.Conv2d(inputs, context_channels, 1)
@@ -91,7 +92,7 @@ def ray_values(pixels: Tensor, rig: CameraRig) -> Tensor:
     )
     depth = (1.0 / inverse.clamp_min(0.02)) / 50.0
     values = torch.stack([*rays.unbind(-1), inverse * 10.0, depth, focal], dim=-1)
-    return values.view(batch * cameras, h, w, _RAY_VALUES).movedim(-1, 1)
+    return values.view(batch * cameras, h, w, RAY_VALUES).movedim(-1, 1)
 
 
 class Flatten(ConvNorm):
