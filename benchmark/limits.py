@@ -4,7 +4,8 @@ Held-out drives of the made-up world, camera-visible voxels, two frames of each 
 network; the network with the true depth of every image cell in place of its own, for which it was not trained; and no
 network at all but the true depth and label of every pixel, put into the cells, as they are and with the depth rounded
 to the network's bins. Then the network with its history: the occupied IoU above the ground's layer by distance, and
-the end-point error of the flow on what moves, by what it is and where it goes. Prints one JSON object.
+the end-point error of the flow on what moves, by what it is and where it goes; beside it that of zero flow, and that of
+true velocities where the label found can move, since elsewhere no vector is published. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     single = {n: _score(scores[n]) for n in scores if n not in RINGS}
     above = {ring: _score(scores[ring])["iou"] for ring in RINGS}
     errors = {name: [round(float(v), 2) for v in np.concatenate(flow[name]).mean(axis=0)] for name in flow}
-    return {"single_frames": single, "iou_above_ground": above, "flow_epe_and_zero": errors}
+    return {"single_frames": single, "iou_above_ground": above, "flow_epe_zero_and_by_label": errors}
 
 
 def _score(matrix: ConfusionMatrix) -> dict[str, float]:
@@ -156,12 +157,15 @@ def _of_pixels(
 def _add_flow(
     flow: dict[str, list[npt.NDArray[np.float32]]], output: NetworkOutput, targets: Targets
 ) -> None:
-    """Rows of error and of that of predicting zero, for the moving voxels that are seen."""
+    """Rows of error, of that of predicting zero, and of that of true velocities where a movable label was found, and
+    zero elsewhere, for the moving voxels that are seen."""
     assert output.velocity is not None
     found, true, labels = output.velocity[0].numpy(), targets.velocity[0].numpy(), targets.labels[0].numpy()
     seen = (targets.weight[0].numpy() >= 1) & (labels != OCC3D.free)
     moving = seen & (np.abs(true).max(axis=-1) > MOVING)
-    rows = np.stack([np.linalg.norm(found - true, axis=-1), np.linalg.norm(true, axis=-1)], axis=-1)
+    error, speed = np.linalg.norm(found - true, axis=-1), np.linalg.norm(true, axis=-1)
+    movable = OCC3D.table(OCC3D.movable_ids).take(_labels(output).swapaxes(0, 1))
+    rows = np.stack([error, speed, np.where(movable, 0.0, speed)], axis=-1)
     vehicle, along = np.isin(labels, VEHICLES), np.abs(true[..., 0]) > 2 * np.abs(true[..., 1])
     crossing = np.abs(true[..., 1]) > 2.0
     for name, chosen in {

@@ -20,5 +20,6 @@ def test_true_depth_beats_the_networks_own_and_rounding_it_costs():
     assert single["network, true depth"]["iou"] > single["network"]["iou"] + 2
     above = result["iou_above_ground"]
     assert above["below 12 m"] > above["beyond"]
-    error, zero = result["flow_epe_and_zero"]["all that moves"]
+    error, zero, by_label = result["flow_epe_zero_and_by_label"]["all that moves"]
     assert 0 < error < zero
+    assert 0 < by_label < zero
