@@ -187,6 +187,20 @@ def test_a_classifier_begins_with_how_often_each_label_occurs(config):
     assert shares[OCC3D.id("driveable_surface")] > shares[OCC3D.id("car")] > shares[OCC3D.id("traffic_cone")]
 
 
+@pytest.mark.parametrize("arithmetic", [True, False])
+def test_bfloat16_is_taken_where_the_processor_computes_in_it_and_nowhere_else(
+    config, cache, tmp_path, monkeypatch, caplog, arithmetic
+):
+    monkeypatch.setattr("gdfusion_ros.training.train.has_bfloat16", lambda device: arithmetic)
+    trainer = Trainer(dataclasses.replace(RECIPE, precision="bf16"), tmp_path, cache=cache, config=config)
+    kinds = []
+    trainer.network.encoder.out.register_forward_hook(lambda module, given, made: kinds.append(made.dtype))
+    frame, _, _ = trainer._batch(FRAMES)
+    trainer.single(frame, None)
+    assert kinds == [torch.bfloat16 if arithmetic else torch.float32]
+    assert ("float32 is taken" in caplog.text) != arithmetic
+
+
 @pytest.fixture(scope="module")
 def beginner(config, cache, tmp_path_factory):
     """A training of a network with a channel for each label, before its first step."""
