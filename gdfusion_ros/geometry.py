@@ -36,10 +36,16 @@ def transform(translation: Sequence[float], rotation_wxyz: Sequence[float]) -> M
 
 
 def inverse(target_from_source: Matrix) -> Matrix:
-    """``source_from_target`` of a rigid transform."""
-    result = np.eye(4)
-    result[:3, :3] = target_from_source[:3, :3].T
-    result[:3, 3] = -target_from_source[:3, :3].T @ target_from_source[:3, 3]
+    """``source_from_target`` of rigid transforms (..., 4, 4).
+
+    Where a frame passes through, this stands for ``np.linalg.inv``: with the OpenBLAS in numpy's wheels that wakes a
+    thread for every core, even for a 4x4 matrix, and they spin until the next frame comes.
+    """
+    result = np.zeros_like(target_from_source)
+    rotation = target_from_source[..., :3, :3].swapaxes(-1, -2)
+    result[..., :3, :3] = rotation
+    result[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation, target_from_source[..., :3, 3])
+    result[..., 3, 3] = 1.0
     return result
 
 

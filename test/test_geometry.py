@@ -29,6 +29,14 @@ def test_the_inverse_undoes_a_transform(a_from_b):
     assert inverse(a_from_b) @ a_from_b == pytest.approx(np.eye(4), abs=1e-9)
 
 
+@given(st.lists(transforms, min_size=6, max_size=6))
+def test_a_stack_of_transforms_is_inverted_one_by_one(stack):
+    expected = [np.linalg.inv(a_from_b) for a_from_b in stack]
+    assert inverse(np.reshape(stack, (2, 3, 4, 4))) == pytest.approx(
+        np.reshape(expected, (2, 3, 4, 4)), abs=1e-9
+    )
+
+
 @given(st.tuples(numbers, numbers, numbers), rotations)
 def test_a_matrix_gives_back_the_quaternion_that_made_it_up_to_sign(translation, rotation):
     q = quaternion(transform(translation, rotation))

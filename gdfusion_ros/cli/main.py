@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else ""
     if name not in COMMANDS:
         return _help_or_error(name)
+    # With threads of its own, the OpenBLAS in numpy's wheels keeps every core busy for 0.1 s after a single product or
+    # inverse, here and in the processes that draw the world. Nothing that numpy computes here is worth that.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module = import_module(f"gdfusion_ros.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         f"gdfusion {name}",

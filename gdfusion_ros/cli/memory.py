@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from gdfusion_ros.geometry import inverse
+
 if TYPE_CHECKING:
     from gdfusion_ros.frame import CameraFrame
     from gdfusion_ros.geometry import Matrix
@@ -129,7 +131,7 @@ def _points(
     frame: CameraFrame, depths: Sequence[npt.NDArray[np.float32]], ego_from_lidar: Matrix
 ) -> npt.NDArray[np.float32]:
     """(P, 3) points in the LiDAR's frame of what some of the cameras' pixels show; ``depths`` are (H, W) in metres."""
-    lidar_from_world = np.linalg.inv(frame.world_from_ego @ ego_from_lidar)
+    lidar_from_world = inverse(frame.world_from_ego @ ego_from_lidar)
     clouds = []
     for view, depth in zip(frame.views, depths, strict=True):
         rows, columns = np.mgrid[: depth.shape[0] : _EVERY, : depth.shape[1] : _EVERY]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdfusion_ros.frame import CameraFrame, CameraView
+from gdfusion_ros.geometry import inverse
 from gdfusion_ros.model.config import DepthBins, ImageConfig
 
 CELL = 16
@@ -34,7 +35,7 @@ def _cells(
     world: npt.NDArray[np.float64], view: CameraView, image: ImageConfig, bins: DepthBins
 ) -> npt.NDArray[np.float32]:
     """(H / 16, W / 16) of one camera, from points (P, 3) in the world."""
-    camera_from_world = np.linalg.inv(view.world_from_ego @ view.ego_from_camera)
+    camera_from_world = inverse(view.world_from_ego @ view.ego_from_camera)
     points = world @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]
     points = points[(points[:, 2] >= bins.lower) & (points[:, 2] < bins.upper)]
     depth = points[:, 2]

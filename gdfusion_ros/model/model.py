@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gdfusion_ros.errors import UserError
 from gdfusion_ros.frame import CameraFrame, CameraView, Flow, FlowKind
-from gdfusion_ros.geometry import Matrix
+from gdfusion_ros.geometry import Matrix, inverse
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.kernels import head as kernel
 from gdfusion_ros.kernels import library
@@ -182,10 +182,10 @@ class OccupancyModel:
         previous = poses if previous is None else previous
         # In float64: far from the map's origin, neighbouring float32 numbers are decimetres apart.
         motion = EgoMotion(
-            self._tensor(np.linalg.inv(previous["world_from_history"]) @ poses["world_from_history"]),
-            self._tensor(np.linalg.inv(previous["world_from_camera"]) @ poses["world_from_camera"]),
+            self._tensor(inverse(previous["world_from_history"]) @ poses["world_from_history"]),
+            self._tensor(inverse(previous["world_from_camera"]) @ poses["world_from_camera"]),
         )
-        grid_from_world = np.linalg.inv(self._world_from_grid(frame))
+        grid_from_world = inverse(self._world_from_grid(frame))
         grid_from_camera = np.stack([grid_from_world @ v.world_from_ego @ v.ego_from_camera for v in views])
         transforms = [view.image_transform for view in views]
         rig = CameraRig(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gdfusion_ros.geometry import inverse
 from gdfusion_ros.grid import VoxelGrid
 from gdfusion_ros.labels import OCC3D, LabelSet
 from gdfusion_ros.model.blocks.cameras import CameraRig, EgoMotion
@@ -151,7 +152,7 @@ def _world_from_camera(sequence: Sequence, i: int) -> npt.NDArray[np.float64]:
 
 def _rig(sequence: Sequence, i: int, grid: VoxelGrid) -> tuple[npt.NDArray[np.float64], ...]:
     world_from_grid = sequence.world_from_ego[i] @ ego_from_grid(grid)
-    grid_from_camera = np.linalg.inv(world_from_grid) @ _world_from_camera(sequence, i)
+    grid_from_camera = inverse(world_from_grid) @ _world_from_camera(sequence, i)
     scale, left, top = sequence.image_transform.T
     zero, one = np.zeros_like(scale), np.ones_like(scale)
     image_rotation = np.stack([np.diag(row) for row in np.stack([scale, scale, one], 1)])
@@ -170,8 +171,8 @@ def _motion(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     then = i if first else i - 1
     return (
-        np.linalg.inv(sequence.world_from_ego[then] @ ego_from_moving)
+        inverse(sequence.world_from_ego[then] @ ego_from_moving)
         @ sequence.world_from_ego[i]
         @ ego_from_moving,
-        np.linalg.inv(_world_from_camera(sequence, then)) @ _world_from_camera(sequence, i),
+        inverse(_world_from_camera(sequence, then)) @ _world_from_camera(sequence, i),
     )

@@ -54,6 +54,18 @@ def test_a_sequence_gives_a_grid_a_frame_and_a_state_of_constant_size(name: str)
     assert not np.array_equal(predictions[1].labels, predictions[2].labels)
 
 
+def test_a_frame_wakes_no_threads_of_numpys_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenBLAS keeps a core busy for 0.1 s after each matrix that it inverts or decomposes."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("numpy.linalg was asked within a frame")
+
+    for name in ("inv", "solve", "pinv", "lstsq", "det", "svd", "eigh", "cholesky", "qr"):
+        monkeypatch.setattr(np.linalg, name, refuse)
+    _, predictions, _ = drive(tiny_config(), 2)
+    assert len(predictions) == 2
+
+
 def test_the_history_changes_what_is_seen() -> None:
     config = tiny_config()
     model, predictions, _ = drive(config, 2)
