@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -31,6 +32,12 @@ def stream_frame(step: int, slot: int, slots: int, sequences: int, frames: int) 
     return (block * slots + slot) % sequences, frame
 
 
+def _give_way() -> None:
+    # On a small machine the training's threads would wait for one another at the worker's pace.
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
 class Loader:
     """Sequences by number, the latest kept in memory and the coming ones drawn ahead by worker processes."""
 
@@ -44,7 +51,9 @@ class Loader:
         self.waited = 0.0
         """Seconds that were spent waiting for sequences to be drawn."""
         # Spawned, not forked: a fork of a process with threads may hang.
-        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
+        self._pool = (
+            ProcessPoolExecutor(workers, get_context("spawn"), initializer=_give_way) if workers else None
+        )
 
     def __len__(self) -> int:
         return len(self._sequences)

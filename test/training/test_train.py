@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -358,6 +359,17 @@ def test_waiting_for_sequences_is_told_apart_from_training():
     assert once >= 0.05
     assert loader[3] == 3
     assert loader.waited == once
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="the system knows no niceness")
+def test_what_draws_sequences_ahead_gives_way_to_the_training():
+    # What is drawn is the worker's niceness.
+    loader = Loader(SimpleNamespace(__getitem__=os.nice), workers=1)  # type: ignore[arg-type]
+    loader.expect([0])
+    try:
+        assert loader[0] > os.nice(0)
+    finally:
+        loader.close()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(config, cache, tmp_path):
