@@ -9,8 +9,8 @@ outside the bound is looked at.
 And a few cells flip at discontinuities (a point on the border of two voxels, say), differently on every processor. In
 sequences of full-size frames what one flip changes spreads through the encoder, so that the last tensors may leave the
 bound although everything before them agrees. Whether that is so shows when the network runs again with inputs changed
-in the sixth digit: what the network itself moves by as much is excused, and named in the report. A frame in which too
-few labels agree is excused only where such a repetition has the labels of the fixture.
+about as little as float32 can tell (``NUDGES``): what the network itself moves by as much is excused, and named in the
+report. A frame in which too few labels agree is excused only where such a repetition has the labels of the fixture.
 """
 
 from __future__ import annotations
@@ -43,9 +43,17 @@ LOGITS = ("logits", "logits_3")
 """What fixtures call the network's last logits."""
 CLEAR = 0.01
 """Difference of the two best logits from which a voxel counts as clear."""
-REPEATS, NUDGES = 6, (1e-5, 1e-6)
-"""How often at most, and with what relative changes of the inputs in turn, a network is run again to see how sensitive
-it is. The larger make it flip, the smaller let it come out as the reference did."""
+NUDGES: tuple[dict[str, float], ...] = (
+    {"history": 5e-5},
+    {"size": 1e-5},
+    {"history": -5e-5},
+    {"size": 1e-6},
+    {"size": 1e-5},
+    {"size": 1e-6},
+)
+"""The changes of the inputs with which a network is run again, until it is known how sensitive it is: all of its
+history shifted one way and the other by 0.05 mm, and noise. The larger noise makes it flip, the smaller lets it come
+out as the reference did."""
 ECHO = 0.02
 """A sample's error is excused where a repetition moves the sample by this share of it."""
 SPREAD_ECHO = 0.3
@@ -271,8 +279,8 @@ def resolve(
     left = [np.ones(doubt.size.size, bool) for doubt in doubts]
     found = {frame: frame.share for frame in astray}
     last = max([doubt.frame for doubt in doubts] + [frame.frame for frame in astray])
-    for seed in range(REPEATS):
-        nudge = Nudge(NUDGES[seed % len(NUDGES)], torch.Generator().manual_seed(seed))
+    for seed, change in enumerate(NUDGES):
+        nudge = Nudge(torch.Generator().manual_seed(seed), **change)
         for i, again in enumerate(run_network(model, fixture, nudge)):
             for n, doubt in enumerate(doubts):
                 if doubt.frame == i:

@@ -29,11 +29,14 @@ BY_HEAD = ("labels_encoder", "labels_decoder")
 
 @dataclass(frozen=True)
 class Nudge:
-    """A change of all inputs that is about as small as float32 can tell."""
+    """A change of the inputs that is about as small as float32 can tell."""
 
-    size: float
-    """Of the images relatively, of positions in metres."""
     noise: torch.Generator
+    size: float = 0.0
+    """Of the noise: of images relatively, of positions in metres."""
+    history: float = 0.0
+    """Metres by which all of the history lies further along each axis. Noise moves a position on the border of two
+    cells one way or the other by chance; of two opposed shifts one crosses the border."""
 
     def __call__(self, values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """``values`` with normal noise of the nudge's size, times ``scale``."""
@@ -76,6 +79,7 @@ class ReferenceModel(OccupancyModel):
         motion = batch.motion
         if previous is not None:
             motion = EgoMotion(moved(motion.previous_from_current), moved(motion.previous_camera_from_camera))
+            motion.previous_from_current[..., :3, 3] += nudge.history
         rig = replace(batch.rig, translation=nudge(batch.rig.translation))
         return replace(batch, images=nudge(batch.images, batch.images), rig=rig, motion=motion)
 
