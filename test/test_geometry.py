@@ -29,6 +29,12 @@ def test_the_inverse_undoes_a_transform(a_from_b):
     assert inverse(a_from_b) @ a_from_b == pytest.approx(np.eye(4), abs=1e-9)
 
 
+@given(rotations)
+def test_a_transform_that_was_rounded_to_float32_is_undone_at_the_coordinates_of_a_city(rotation):
+    a_from_b = transform((1600.0, 900.0, 0.0), rotation).astype(np.float32).astype(np.float64)
+    assert inverse(a_from_b) @ a_from_b == pytest.approx(np.eye(4), abs=1e-9)
+
+
 @given(st.lists(transforms, min_size=6, max_size=6))
 def test_a_stack_of_transforms_is_inverted_one_by_one(stack):
     expected = [np.linalg.inv(a_from_b) for a_from_b in stack]

@@ -317,7 +317,7 @@ class WorldSource:
         for earlier in range(index - 1, max(-1, index - 1 - _REMEMBERED), -1):
             if earlier in self._visible:
                 motion = inverse(self.true_pose(self.time(earlier))) @ pose
-                cells = np.linalg.inv(ego_from_cell) @ motion @ ego_from_cell
+                cells = inverse(ego_from_cell) @ motion @ ego_from_cell
                 seen_in(cells, self._visible[earlier], visible, hidden)
         labels, velocity = label_grid(
             self.grid, self._city, self._traffic.things, self._parts, self._traffic.at(self.time(index)), pose
