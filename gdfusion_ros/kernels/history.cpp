@@ -18,101 +18,120 @@ struct Grid {
     int64_t row(int64_t x, int64_t y, int64_t z) const { return (y * size[0] + x) * size[2] + z; }
 };
 
-// The offset of one cell, of which a processor works on all components at once.
-typedef float Four __attribute__((vector_size(16)));
-
-template <int DIMS>
-inline Four load_offset(const float* p) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Four>(_mm_maskz_loadu_ps((1 << DIMS) - 1, p));
-#else
-    Four offset{};
-    for (int c = 0; c < DIMS; ++c) offset[c] = p[c];
-    return offset;
-#endif
+// The largest whole number that is not above x, for |x| < 2^31.
+inline Vector floor_of(Vector x) {
+    const Vector whole = __builtin_convertvector(__builtin_convertvector(x, Integers), Vector);
+    return select(whole > x, whole - 1.0f, whole);
 }
 
-// The value and derivatives of a volume of offsets at a position, clamped to the border.
+inline Vector clamp(Vector x, float low, float high) { return smaller(larger(x, splat(low)), splat(high)); }
+
 template <int DIMS>
-inline void sample_offsets(const float* volume, const Grid& grid, const float* position, Four& value, Four* slope) {
-    int64_t cell[2][3] = {{0, 0, 0}, {0, 0, 0}};
-    float share[2][DIMS], lean[2][DIMS], apart[DIMS];
+inline Integers are_inside(const Vector* position, const Grid& grid) {
+    Integers inside = Integers{} == 0;
     for (int a = 0; a < DIMS; ++a) {
-        const float p = position[a], low = floorf(p), limit = static_cast<float>(grid.size[a] - 1);
-        const float from = clamp(low, 0, limit), to = clamp(low + 1, 0, limit);
-        cell[0][a] = static_cast<int64_t>(from), cell[1][a] = static_cast<int64_t>(to);
-        share[0][a] = 1 - (p - low), share[1][a] = p - low;
-        // Derivatives weigh with the clamped corners (spec 4.3).
-        lean[0][a] = to - p, lean[1][a] = p - from;
-        apart[a] = to > from ? 1.0f : 0.0f;
-    }
-    value = Four{};
-    for (int a = 0; a < DIMS; ++a) slope[a] = Four{};
-#pragma GCC unroll 8
-    for (int corner = 0; corner < 1 << DIMS; ++corner) {
-        int side[3] = {corner & 1, corner >> 1 & 1, DIMS == 3 ? corner >> 2 & 1 : 0};
-        const Four row =
-            load_offset<DIMS>(volume + DIMS * grid.row(cell[side[0]][0], cell[side[1]][1], cell[side[2]][2]));
-        float weight = 1;
-        for (int a = 0; a < DIMS; ++a) weight *= share[side[a]][a];
-        value += weight * row;
-        for (int a = 0; a < DIMS; ++a) {
-            float w = side[a] ? apart[a] : -apart[a];
-            for (int o = 0; o < DIMS; ++o)
-                if (o != a) w *= lean[side[o]][o];
-            slope[a] += w * row;
-        }
-    }
-}
-
-inline bool is_inside(const float* position, const Grid& grid, int dims) {
-    bool inside = true;
-    for (int a = 0; a < dims; ++a) {
         const float last = static_cast<float>(grid.size[a] > 1 ? grid.size[a] - 1 : 1);
-        inside = inside && fabsf(position[a] / last * 2 - 1) <= 1;
+        inside &= magnitude(position[a] / last * 2 - 1) <= 1;
     }
     return inside;
 }
 
+// The values and derivatives of a volume of offsets at LANES positions, which are inside up to rounding and are clamped
+// to the border.
+template <int DIMS>
+inline void sample_offsets(
+    const float* volume, const Grid& grid, const Vector* position, Vector* value, Vector (*slope)[DIMS]) {
+    Integers cell[2][3] = {};
+    Vector share[2][DIMS], lean[2][DIMS], apart[DIMS];
+    for (int a = 0; a < DIMS; ++a) {
+        const Vector p = position[a], low = floor_of(p);
+        const float limit = static_cast<float>(grid.size[a] - 1);
+        const Vector from = clamp(low, 0, limit), to = clamp(low + 1, 0, limit);
+        cell[0][a] = __builtin_convertvector(from, Integers), cell[1][a] = __builtin_convertvector(to, Integers);
+        share[0][a] = 1 - (p - low), share[1][a] = p - low;
+        // Derivatives weigh with the clamped corners (spec 4.3).
+        lean[0][a] = to - p, lean[1][a] = p - from;
+        apart[a] = select(to > from, splat(1.0f), Vector{});
+    }
+    const int32_t size_x = static_cast<int32_t>(grid.size[0]), size_z = static_cast<int32_t>(grid.size[2]);
+    for (int c = 0; c < DIMS; ++c) {
+        value[c] = Vector{};
+        for (int a = 0; a < DIMS; ++a) slope[a][c] = Vector{};
+    }
+#pragma GCC unroll 8
+    for (int corner = 0; corner < 1 << DIMS; ++corner) {
+        const int side[3] = {corner & 1, corner >> 1 & 1, DIMS == 3 ? corner >> 2 & 1 : 0};
+        const Integers row = (cell[side[1]][1] * size_x + cell[side[0]][0]) * size_z + cell[side[2]][2];
+        Vector weight = share[side[0]][0], lean_weight[DIMS];
+        for (int a = 1; a < DIMS; ++a) weight *= share[side[a]][a];
+        for (int a = 0; a < DIMS; ++a) {
+            lean_weight[a] = side[a] ? apart[a] : -apart[a];
+            for (int o = 0; o < DIMS; ++o)
+                if (o != a) lean_weight[a] *= lean[side[o]][o];
+        }
+        for (int c = 0; c < DIMS; ++c) {
+            const Vector entry = gather(volume + c, row * DIMS);
+            value[c] += weight * entry;
+            for (int a = 0; a < DIMS; ++a) slope[a][c] += lean_weight[a] * entry;
+        }
+    }
+}
+
+// One line of the grid (all x and z of a y), LANES voxels at a time.
 template <int DIMS>
 void move(
     const float* voxels, int64_t channels, const float* weight, const float* bias, const float* previous,
     const float* matrix, const Grid& grid, float rate, float* offsets, float* positions, uint8_t* inside, int64_t y) {
-    const int64_t begin = grid.row(0, y, 0);
-    for (int64_t n = 0; n < grid.size[0] * grid.size[2]; ++n) {
-        const int64_t voxel = begin + n, x = n / grid.size[2], z = n % grid.size[2];
-        const float* features = voxels + voxel * channels;
-        float offset[DIMS], position[DIMS], gradient[DIMS];
+    const int64_t begin = grid.row(0, y, 0), count = grid.size[0] * grid.size[2];
+    int64_t x = 0, z = 0;
+    for (int64_t n = 0; n < count; n += LANES) {
+        const int64_t width = least(LANES, count - n);
+        Vector products[DIMS][LANES] = {}, offset[DIMS], position[DIMS], xs{}, zs{};
+        float x_of[LANES] = {}, z_of[LANES] = {};
+        for (int64_t i = 0; i < width; ++i) {
+            const float* features = voxels + (begin + n + i) * channels;
+            Vector partial[DIMS] = {};
+            for (int64_t c = 0; c < channels; c += LANES) {
+                const Vector part = load_part(features + c, channels - c);
+                for (int a = 0; a < DIMS; ++a) partial[a] += part * load_part(weight + a * channels + c, channels - c);
+            }
+            for (int a = 0; a < DIMS; ++a) products[a][i] = partial[a];
+            x_of[i] = static_cast<float>(x), z_of[i] = static_cast<float>(z);
+            if (++z == grid.size[2]) z = 0, ++x;
+        }
+        xs = load(x_of), zs = load(z_of);
         for (int a = 0; a < DIMS; ++a) {
-            Vector partial{};
-            for (int64_t c = 0; c < channels; c += LANES)
-                partial += load_part(features + c, channels - c) * load_part(weight + a * channels + c, channels - c);
-            offset[a] = clamp(bias[a] + sum(partial), -LARGEST_OFFSET, LARGEST_OFFSET);
             const float* m = matrix + 4 * a;
-            gradient[a] = 0;
-            position[a] = m[0] * x + m[1] * y + m[2] * z + m[3];
+            offset[a] = clamp(bias[a] + sums(products[a]), -LARGEST_OFFSET, LARGEST_OFFSET);
+            position[a] = m[0] * xs + m[1] * splat(static_cast<float>(y)) + m[2] * zs + m[3];
         }
         if (previous) {
-            float moved[DIMS];
-            Four value, slope[DIMS];
+            Vector moved[DIMS], value[DIMS], slope[DIMS][DIMS], error[DIMS];
             for (int a = 0; a < DIMS; ++a) moved[a] = position[a] + offset[a];
-            if (is_inside(moved, grid, DIMS)) {
-                sample_offsets<DIMS>(previous, grid, moved, value, slope);
-                for (int a = 0; a < DIMS; ++a) {
-                    float through = 0;
-                    for (int c = 0; c < DIMS; ++c) through += slope[a][c] * 2 * (value[c] - offset[c]);
-                    gradient[a] = clamp(
-                        (through - 2 * (value[a] - offset[a])) / DIMS, -LARGEST_OFFSET, LARGEST_OFFSET);
-                }
+            const Integers seen = are_inside<DIMS>(moved, grid);
+            for (int a = 0; a < DIMS; ++a) moved[a] = select(seen, moved[a], Vector{});
+            sample_offsets<DIMS>(previous, grid, moved, value, slope);
+            for (int a = 0; a < DIMS; ++a) error[a] = 2 * (value[a] - offset[a]);
+            for (int a = 0; a < DIMS; ++a) {
+                Vector through{};
+                for (int c = 0; c < DIMS; ++c) through += slope[a][c] * error[c];
+                const Vector gradient = clamp((through - error[a]) / DIMS, -LARGEST_OFFSET, LARGEST_OFFSET);
+                offset[a] -= rate * select(seen, gradient, Vector{});
             }
         }
+        float of_axis[2][DIMS][LANES];
         for (int a = 0; a < DIMS; ++a) {
-            offset[a] -= rate * gradient[a];
             position[a] += offset[a];
-            offsets[voxel * DIMS + a] = offset[a];
-            positions[voxel * DIMS + a] = position[a];
+            store(of_axis[0][a], offset[a]), store(of_axis[1][a], position[a]);
         }
-        inside[voxel] = is_inside(position, grid, DIMS);
+        const Integers within = are_inside<DIMS>(position, grid);
+        for (int64_t i = 0; i < width; ++i) {
+            for (int a = 0; a < DIMS; ++a) {
+                offsets[(begin + n + i) * DIMS + a] = of_axis[0][a][i];
+                positions[(begin + n + i) * DIMS + a] = of_axis[1][a][i];
+            }
+            inside[begin + n + i] = within[i] != 0;
+        }
     }
 }
 

@@ -88,6 +88,45 @@ inline float maximum(Vector v) {
     return highest;
 }
 
+// In lane i, the sum of parts[i]; LANES parts.
+inline Vector sums(const Vector* parts) {
+#if defined(__AVX512F__)
+    // Each step adds the halves of two vectors and lets the first go on in the lanes without the step's bit, the second
+    // in those with it.
+    __m512 rows[LANES];
+    for (int i = 0; i < LANES; ++i) rows[i] = reinterpret_cast<__m512>(parts[i]);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+    for (int bit = 1, left = LANES; bit < LANES; bit *= 2, left /= 2) {
+        // Lanes with the bit take the second operand, whose lanes a permutation numbers from 16.
+        const __m512i own = _mm512_mask_add_epi32(
+            lane, _mm512_test_epi32_mask(lane, _mm512_set1_epi32(bit)), lane, _mm512_set1_epi32(LANES));
+        const __m512i other = _mm512_xor_si512(own, _mm512_set1_epi32(bit));
+#pragma GCC unroll 8
+        for (int i = 0; i < left / 2; ++i)
+            rows[i] = _mm512_add_ps(
+                _mm512_permutex2var_ps(rows[2 * i], own, rows[2 * i + 1]),
+                _mm512_permutex2var_ps(rows[2 * i], other, rows[2 * i + 1]));
+    }
+    return reinterpret_cast<Vector>(rows[0]);
+#else
+    Vector result{};
+    for (int i = 0; i < LANES; ++i) result[i] = sum(parts[i]);
+    return result;
+#endif
+}
+
+// values[at] for each lane.
+inline Vector gather(const float* values, Integers at) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_i32gather_ps(reinterpret_cast<__m512i>(at), values, 4));
+#else
+    Vector result{};
+    for (int i = 0; i < LANES; ++i) result[i] = values[at[i]];
+    return result;
+#endif
+}
+
 inline float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
