@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdfusion_ros.geometry import interpolate, inverse, quaternion, transform
+from gdfusion_ros.geometry import interpolate, inverse, quaternion, transform, transformed
 
 HALF = 0.5**0.5
 numbers = st.floats(-100, 100)
@@ -33,6 +33,12 @@ def test_the_inverse_undoes_a_transform(a_from_b):
 def test_a_transform_that_was_rounded_to_float32_is_undone_at_the_coordinates_of_a_city(rotation):
     a_from_b = transform((1600.0, 900.0, 0.0), rotation).astype(np.float32).astype(np.float64)
     assert inverse(a_from_b) @ a_from_b == pytest.approx(np.eye(4), abs=1e-9)
+
+
+@given(transforms, st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=4))
+def test_points_are_transformed_one_by_one(a_from_b, points):
+    expected = [(a_from_b @ [*point, 1.0])[:3] for point in points]
+    assert transformed(a_from_b, np.array(points)) == pytest.approx(np.array(expected), abs=1e-9)
 
 
 @given(st.lists(transforms, min_size=6, max_size=6))

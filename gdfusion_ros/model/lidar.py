@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdfusion_ros.frame import CameraFrame, CameraView
-from gdfusion_ros.geometry import inverse
+from gdfusion_ros.geometry import inverse, transformed
 from gdfusion_ros.model.config import DepthBins, ImageConfig
 
 CELL = 16
@@ -27,7 +27,7 @@ def lidar_depth(
     at_lidar = frame.world_from_ego_at_lidar
     world_from_lidar = (frame.world_from_ego if at_lidar is None else at_lidar) @ frame.ego_from_lidar
     points = frame.lidar_points[:, :3].astype(np.float64)
-    world = points @ world_from_lidar[:3, :3].T + world_from_lidar[:3, 3]
+    world = transformed(world_from_lidar, points)
     return np.stack([_cells(world, view, image, bins) for view in views])
 
 
@@ -36,10 +36,10 @@ def _cells(
 ) -> npt.NDArray[np.float32]:
     """(H / 16, W / 16) of one camera, from points (P, 3) in the world."""
     camera_from_world = inverse(view.world_from_ego @ view.ego_from_camera)
-    points = world @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]
+    points = transformed(camera_from_world, world)
     points = points[(points[:, 2] >= bins.lower) & (points[:, 2] < bins.upper)]
     depth = points[:, 2]
-    calibrated = (points @ view.intrinsics.T)[:, :2] / depth[:, None]
+    calibrated = np.einsum("pj,ij->pi", points, view.intrinsics[:2]) / depth[:, None]
     transform = view.image_transform
     pixels = np.rint(transform.scale * calibrated - (transform.left, transform.top)).astype(np.int64)
     inside = ((pixels >= 0) & (pixels < (image.width, image.height))).all(axis=1)
