@@ -24,7 +24,10 @@ inline Vector floor_of(Vector x) {
     return select(whole > x, whole - 1.0f, whole);
 }
 
-inline Vector clamp(Vector x, float low, float high) { return smaller(larger(x, splat(low)), splat(high)); }
+// What is not a number stays so, as in torch.
+inline Vector clamp(Vector x, float low, float high) {
+    return select(x < low, splat(low), select(x > high, splat(high), x));
+}
 
 template <int DIMS>
 inline Integers are_inside(const Vector* position, const Grid& grid) {

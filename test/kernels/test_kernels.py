@@ -19,6 +19,7 @@ from gdfusion_ros.model.blocks.pyramid import MixingHead
 from gdfusion_ros.model.blocks.stereo import cost_volume
 from gdfusion_ros.model.config import TemporalConfig
 from gdfusion_ros.model.fusion.geometry import GeometryFusion, GeometryState
+from gdfusion_ros.model.fusion.motion import MotionFusion
 from gdfusion_ros.model.fusion.temporal import RecurrentFusion
 from gdfusion_ros.model.fusion.warp import sample_history
 from gdfusion_ros.model.inference import FusedNeck
@@ -188,6 +189,18 @@ def test_the_temporal_cues_equal_their_twins_over_a_sequence(
         for name, tensor in tensors.items():
             assert_close(tensor, twins[name], 2e-4)
         states = [TemporalState(frame + 1, tensors), TemporalState(frame + 1, twins)]
+
+
+def test_what_is_not_a_number_stays_so_in_the_motion_cue() -> None:
+    torch.manual_seed(0)
+    fusion = MotionFusion(6, VoxelGrid((-4.0, -3.0, -1.0), (0.5, 0.5, 0.5), (7, 5, 3))).eval()
+    voxels, previous = torch.randn(1, 6, 3, 5, 7), torch.randn(1, 3, 3, 5, 7)
+    voxels[0, 2, 1, 4, 3] = torch.nan
+    offsets, positions, inside = fusion.move(voxels, previous, torch.eye(4)[None], False)
+    broken = voxels.isnan().any(dim=1)
+    assert torch.equal(offsets.isnan().all(dim=1), broken)
+    assert torch.equal(positions.isnan().any(dim=-1), broken)
+    assert not inside[broken].any()
 
 
 @pytest.mark.parametrize("channels", [24, 13, 40])
