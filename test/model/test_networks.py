@@ -55,7 +55,7 @@ def test_a_sequence_gives_a_grid_a_frame_and_a_state_of_constant_size(name: str)
 
 
 def test_a_frame_wakes_no_threads_of_numpys_blas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenBLAS keeps a core busy for 0.1 s after each matrix that it inverts or decomposes."""
+    """OpenBLAS keeps the other cores busy for 0.1 s after a matrix that `inv` inverted, and after some others."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("numpy.linalg was asked within a frame")
